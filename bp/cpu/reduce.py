@@ -1,0 +1,13 @@
+"""Reductions on the CPU."""
+
+import numpy as np
+
+from bp.ops.control import LOSS_DENOMINATOR
+
+
+def accumulate(total: np.ndarray, value: np.ndarray, control: np.ndarray) -> None:
+    total += float(value) * float(control[LOSS_DENOMINATOR])
+
+
+def argmax(x: np.ndarray) -> np.ndarray:
+    return x.argmax(axis=-1)

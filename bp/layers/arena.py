@@ -1,0 +1,64 @@
+"""Arena: all parameters of a model in one flat array, their gradients in a second of the same layout."""
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+from bp.layers.parameter import Parameter
+from bp.ops.array import Array
+from bp.ops.device import Device
+from bp.ops.optimizer import TILE
+
+
+class Arena:
+    """Flat memory for parameters, in the order given; padding between them is zero and stays zero.
+
+    Every parameter starts at a multiple of TILE elements (512 bytes in float32): views are aligned for any vector
+    access, and a tile belongs to one parameter, so the optimizer finds its group by tile.
+
+    Optimizer moments, averages and low-precision copies take the same layout (`zeros_like`), so an optimizer step,
+    a gradient norm or a cast is one pass over flat memory for the whole model.
+
+    values, gradients: arrays of `size` elements (gradients None for an arena of frozen parameters). offsets: first
+    element by parameter name.
+    """
+
+    def __init__(self, parameters: Iterable[Parameter], device: Device, dtype: Any, *, trainable: bool = True) -> None:
+        self.parameters = list(parameters)
+        self.device = device
+        self.offsets: dict[str, int] = {}
+        offset = 0
+        for parameter in self.parameters:
+            self.offsets[parameter.name] = offset
+            offset += -(-parameter.size // TILE) * TILE
+        self.size = offset
+        self.values = device.zeros((offset,), dtype)
+        self.gradients: Array | None = device.zeros((offset,), dtype) if trainable else None
+        for parameter in self.parameters:
+            parameter._arena = self
+            parameter._value = self.view(self.values, parameter)
+            if trainable:
+                parameter._grad = self.view(self.gradients, parameter)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copied model is laid out anew (`Layer.copy`), so the flat arrays themselves are not duplicated."""
+        return self
+
+    def view(self, flat: Array, parameter: Parameter) -> Array:
+        """The part of an array of this layout that belongs to `parameter`, in its shape."""
+        start = self.offsets[parameter.name]
+        return flat[start : start + parameter.size].reshape(parameter.shape)
+
+    def zeros_like(self) -> Array:
+        """A new array of this layout, for a moment or an average."""
+        return self.device.zeros((self.size,), self.values.dtype)
+
+    def complete_gradients(self) -> None:
+        """Zero the gradients that no backward wrote since the last step: their old values must not count."""
+        for parameter in self.parameters:
+            if not parameter._written:
+                parameter._grad[...] = 0  # type: ignore[index]
+
+    def consume_gradients(self) -> None:
+        """Mark every gradient as used: the next contribution overwrites."""
+        for parameter in self.parameters:
+            parameter._written = False

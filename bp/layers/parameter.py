@@ -1,0 +1,139 @@
+"""Parameter and Buffer: named arrays of a layer, with stable memory once the model is built."""
+
+from typing import TYPE_CHECKING, Any
+
+from bp.errors import BuildError, ShapeError
+from bp.initializers import Initializer
+from bp.ops.array import Array, Shape
+
+if TYPE_CHECKING:
+    from bp.layers.arena import Arena
+
+
+class Parameter:
+    """A trained array. A layer makes it in its constructor, gives it a shape in `declare`, and the model's arena
+    gives it memory when the model is built.
+
+    decay: whether weight decay applies (not to biases and the scales of normalisations).
+    trainable: False freezes it: it gets no gradient and no optimizer state. To be set before the build.
+    """
+
+    def __init__(self, initializer: Initializer, *, decay: bool = True, trainable: bool = True) -> None:
+        self.initializer = initializer
+        self.decay = decay
+        self.name = ""
+        self.shape: Shape | None = None
+        self._trainable = trainable
+        self._value: Array | None = None
+        self._grad: Array | None = None
+        self._arena: Arena | None = None
+        self._written = False
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the optimizer changes it; fixed at build, since frozen parameters have memory of their own."""
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        if self._arena is not None:
+            raise BuildError(f"parameter '{self.name}' is built: set trainable before model.build()")
+        self._trainable = value
+
+    def declare(self, shape: Shape) -> None:
+        """Fix the shape; a parameter that is shared is declared by each of its users, with the same shape."""
+        if self.shape is not None and self.shape != shape:
+            raise ShapeError(f"a parameter of shape {self.shape} cannot also have shape {shape}")
+        self.shape = shape
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        count = 1
+        for length in self.shape or ():
+            count *= length
+        return count
+
+    @property
+    def value(self) -> Array:
+        """The array, of the declared shape; assigning copies into it, so its memory never moves."""
+        if self._value is None:
+            raise BuildError("not built yet: call model.build(input_shape) first")
+        return self._value
+
+    @value.setter
+    def value(self, new: Array) -> None:
+        if tuple(new.shape) != self.value.shape:
+            raise ShapeError(f"parameter '{self.name}' expected a value of shape {self.shape}, got {tuple(new.shape)}")
+        self.value[...] = new
+
+    @property
+    def grad(self) -> Array | None:
+        """dL/dvalue: the sum of all contributions since the last optimizer step, zero where there were none.
+
+        None for a frozen parameter. Assigning copies.
+        """
+        if self._grad is not None and not self._written:
+            self._grad[...] = 0
+            self._written = True
+        return self._grad
+
+    @grad.setter
+    def grad(self, new: Array) -> None:
+        if self._grad is None:
+            raise BuildError(f"parameter '{self.name}' is frozen or not built: it has no gradient")
+        if tuple(new.shape) != self._grad.shape:
+            raise ShapeError(f"the gradient of '{self.name}' has shape {self.shape}, got {tuple(new.shape)}")
+        self._grad[...] = new
+        self._written = True
+
+    def __repr__(self) -> str:
+        return f"Parameter({self.name!r}, shape={self.shape}, trainable={self.trainable})"
+
+
+def gradients(*parameters: Parameter | None) -> tuple[Any, ...]:
+    """Where the backward of a layer writes the gradients of `parameters`: one array each, then `accumulate`.
+
+    An absent or frozen parameter gives None. The first contribution after an optimizer step overwrites
+    (accumulate is False), so gradients are never cleared in a pass of their own; later ones add. Where the
+    parameters disagree (one of them is tied to another layer), the fresh ones are zeroed and all add.
+    """
+    wanted = [p for p in parameters if p is not None and p.trainable]
+    accumulate = any(p._written for p in wanted)
+    for parameter in wanted:
+        if accumulate and not parameter._written:
+            parameter._grad[...] = 0  # type: ignore[index]  # a trainable, built parameter has a gradient
+        parameter._written = True
+    return (*(None if p is None else p._grad for p in parameters), accumulate)
+
+
+class Buffer:
+    """An array that belongs to the model but is not trained, such as a running mean; its memory never moves.
+
+    initial: the value of every element at build.
+    """
+
+    def __init__(self, initial: float = 0.0) -> None:
+        self.initial = initial
+        self.name = ""
+        self.shape: Shape | None = None
+        self._value: Array | None = None
+
+    def declare(self, shape: Shape) -> None:
+        """Fix the shape."""
+        if self.shape is not None and self.shape != shape:
+            raise ShapeError(f"a buffer of shape {self.shape} cannot also have shape {shape}")
+        self.shape = shape
+
+    @property
+    def value(self) -> Array:
+        """The array; assigning copies into it."""
+        if self._value is None:
+            raise BuildError("not built yet: call model.build(input_shape) first")
+        return self._value
+
+    @value.setter
+    def value(self, new: Array) -> None:
+        if tuple(new.shape) != self.value.shape:
+            raise ShapeError(f"buffer '{self.name}' expected a value of shape {self.shape}, got {tuple(new.shape)}")
+        self.value[...] = new

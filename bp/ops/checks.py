@@ -1,0 +1,36 @@
+"""Argument checks shared by the operations: each raises an error with what was expected and what came."""
+
+from bp.errors import DtypeError, ShapeError
+from bp.ops.array import Array, Shape
+
+
+def same_dtype(operation: str, **arrays: Array | None) -> None:
+    """All given arrays have the element type of the first; None stands for an absent one."""
+    expected = None
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        if expected is None:
+            first, expected = name, array.dtype
+        elif array.dtype != expected:
+            raise DtypeError(f"{operation} expected {name} of dtype {expected} like {first}, got {array.dtype}")
+
+
+def has_shape(operation: str, name: str, array: Array | None, expected: Shape) -> None:
+    """`array`, unless None, has exactly the shape `expected`."""
+    if array is not None and array.shape != expected:
+        raise ShapeError(f"{operation} expected {name} of shape {expected}, got {array.shape}")
+
+
+def has_rank(operation: str, name: str, array: Array, rank: int, axes: str) -> None:
+    """`array` has `rank` axes; `axes` names them, for example "(N, H, W, C)"."""
+    if array.ndim != rank:
+        raise ShapeError(f"{operation} expected {name} of rank {rank} {axes}, got shape {array.shape}")
+
+
+def last_axis(operation: str, name: str, array: Array, size: int) -> None:
+    """`array` has at least one axis and its last one has `size` elements."""
+    if array.ndim == 0 or array.shape[-1] != size:
+        raise ShapeError(
+            f"{operation} expected {name} with {size} elements along its last axis, got shape {array.shape}"
+        )
