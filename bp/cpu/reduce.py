@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from bp.cpu.runtime import empty
 from bp.ops.control import LOSS_DENOMINATOR
 
 
@@ -10,4 +11,4 @@ def accumulate(total: np.ndarray, value: np.ndarray, control: np.ndarray) -> Non
 
 
 def argmax(x: np.ndarray) -> np.ndarray:
-    return x.argmax(axis=-1)
+    return x.argmax(axis=-1, out=empty(x.shape[:-1], np.int64))

@@ -1,5 +1,6 @@
 """Reductions: sums that end in a number a person reads, or in the clip factor of a step."""
 
+from bp.errors import ShapeError
 from bp.ops.array import Array
 from bp.ops.operation import operation
 
@@ -19,3 +20,5 @@ def argmax(x: Array) -> Array:
 
     NaN counts as the largest, as in NumPy and PyTorch.
     """
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ShapeError(f"argmax expected x with at least one element along its last axis, got shape {x.shape}")
