@@ -1,12 +1,21 @@
-"""Optimizer steps on the CPU: in place over the flat arena."""
+"""Optimizer steps on the CPU: in place over the flat arena, piece by piece so that a piece stays in the cache."""
 
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
+from bp.cpu import native
 from bp.cpu.runtime import empty
 from bp.ops import control as block
 from bp.ops.optimizer import DECOUPLED_DECAY, L1, L2, LR_FACTOR, TILE
+
+# Tiles that NumPy works on at a time: 128 KiB of float32 an array, so a rule's handful of arrays fits a level 2 cache.
+PIECE = 256
+
+# Gradients may overflow or be NaN, and the step then shows it; NumPy's warnings would come on top.
+quiet = np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore")
 
 
 def advance_step(control: np.ndarray) -> None:
@@ -14,91 +23,286 @@ def advance_step(control: np.ndarray) -> None:
     control[block.APPLIED_STEP] += 1
 
 
+@quiet
+def clip_by_value(gradients: np.ndarray, limit: float) -> None:
+    np.clip(gradients, -limit, limit, out=gradients)
+
+
+@quiet
 def clip_by_global_norm(gradients: np.ndarray, control: np.ndarray, max_norm: float) -> None:
-    norm = math.sqrt(float(np.dot(gradients, gradients))) if gradients.dtype == np.float64 else _norm(gradients)
+    norm = math.sqrt(sum_squared(gradients))
     control[block.GRADIENT_NORM] = norm
     control[block.GRADIENT_SCALE] = max_norm / norm if math.isfinite(norm) and norm > max_norm else 1.0
 
 
-def _norm(gradients: np.ndarray) -> float:
-    """In pieces, so that the float64 copy of a large arena stays small."""
+def sum_squared(array: np.ndarray) -> float:
+    """||array||^2 of a flat array, over blocks of fixed size: BLAS would split by the number of threads."""
+    kernel = _kernel("sum_of_squares", array)
+    if kernel is not None:
+        return float(kernel(array))
+    size = PIECE * TILE
+    scratch = empty((min(size, array.size),), np.float64)
     total = 0.0
-    for start in range(0, gradients.size, 1 << 16):
-        piece = gradients[start : start + (1 << 16)].astype(np.float64)
-        total += float(piece @ piece)
-    return math.sqrt(total)
+    for start in range(0, array.size, size):
+        piece = array[start : start + size]
+        squares = np.multiply(piece, piece, out=scratch[: piece.size], dtype=np.float64)
+        total += float(squares.sum())
+    return total
 
 
+@quiet
+def moving_average(averages: np.ndarray, values: np.ndarray, updates: np.ndarray, decay: float, warmup: bool) -> None:
+    t = float(updates[0])
+    weight = 1.0 - (min(decay, (1.0 + t) / (10.0 + t)) if warmup else decay)
+    updates[0] = t + 1.0
+    kernel = _kernel("moving_average", values)
+    if kernel is not None:
+        kernel(averages, values, weight)
+        return
+    size = PIECE * TILE
+    for start in range(0, values.size, size):
+        average, value = averages[start : start + size], values[start : start + size]
+        step = np.subtract(value, average, out=empty(value.shape, value.dtype))
+        step *= weight
+        average += step
+
+
+@quiet
 def sgd(
     values: np.ndarray,
     gradients: np.ndarray,
     velocity: np.ndarray | None,
-    tile_groups: np.ndarray,
-    groups: np.ndarray,
+    settings: np.ndarray,
     control: np.ndarray,
     momentum: float,
     dampening: float,
     nesterov: bool,
 ) -> None:
-    g, lr = _begin(values, gradients, tile_groups, groups, control)
-    if velocity is not None:
-        if control[block.APPLIED_STEP] <= 1:
-            velocity[...] = g
+    kernel = _kernel("sgd", values)
+    if kernel is not None:
+        kernel(values, gradients, velocity, settings, control, momentum, dampening, nesterov)
+        return
+    first_step = control[block.APPLIED_STEP] <= 1
+    for w, g, v, rows in _pieces(settings, values, gradients, velocity):
+        g, lr = begin(w, g, rows, control)
+        if v is not None:
+            if first_step:
+                v[...] = g
+            else:
+                mix(v, momentum, g, 1 - dampening)
+            if nesterov:
+                g += momentum * v
+            else:
+                g[...] = v
+        _descend(w, g, lr)
+
+
+@quiet
+def adagrad(
+    values: np.ndarray,
+    gradients: np.ndarray,
+    sum_of_squares: np.ndarray,
+    settings: np.ndarray,
+    control: np.ndarray,
+    lr_decay: float,
+    eps: float,
+) -> None:
+    shrink = 1 / (1 + (float(control[block.APPLIED_STEP]) - 1) * lr_decay)
+    for w, g, s, rows in _pieces(settings, values, gradients, sum_of_squares):
+        g, lr = begin(w, g, rows, control)
+        mix_squares(s, 1.0, g, 1.0)
+        g /= _root_plus(s, 1.0, eps)
+        g *= shrink
+        _descend(w, g, lr)
+
+
+@quiet
+def adadelta(
+    values: np.ndarray,
+    gradients: np.ndarray,
+    mean_square: np.ndarray,
+    mean_square_step: np.ndarray,
+    settings: np.ndarray,
+    control: np.ndarray,
+    rho: float,
+    eps: float,
+) -> None:
+    for w, g, v, u, rows in _pieces(settings, values, gradients, mean_square, mean_square_step):
+        g, lr = begin(w, g, rows, control)
+        mix_squares(v, rho, g, 1 - rho)
+        ratio = np.add(u, eps, out=empty(u.shape, u.dtype))
+        ratio /= v + eps
+        g *= np.sqrt(ratio, out=ratio)
+        mix_squares(u, rho, g, 1 - rho)
+        _descend(w, g, lr)
+
+
+@quiet
+def rmsprop(
+    values: np.ndarray,
+    gradients: np.ndarray,
+    mean_square: np.ndarray,
+    mean: np.ndarray | None,
+    velocity: np.ndarray | None,
+    settings: np.ndarray,
+    control: np.ndarray,
+    alpha: float,
+    eps: float,
+    momentum: float,
+) -> None:
+    for w, g, v, m, b, rows in _pieces(settings, values, gradients, mean_square, mean, velocity):
+        g, lr = begin(w, g, rows, control)
+        mix_squares(v, alpha, g, 1 - alpha)
+        if m is not None:
+            mix(m, alpha, g, 1 - alpha)
+            variance = v - m * m
+            g /= _root_plus(np.maximum(variance, 0, out=variance), 1.0, eps)
         else:
-            velocity *= momentum
-            velocity += (1 - dampening) * g
-        g = g + momentum * velocity if nesterov else velocity.copy()
-    _descend(values, g, lr)
+            g /= _root_plus(v, 1.0, eps)
+        if b is not None:
+            mix(b, momentum, g, 1.0)
+            g[...] = b
+        _descend(w, g, lr)
 
 
+@quiet
 def adam(
     values: np.ndarray,
     gradients: np.ndarray,
     first_moment: np.ndarray,
     second_moment: np.ndarray,
-    tile_groups: np.ndarray,
-    groups: np.ndarray,
+    largest_second_moment: np.ndarray | None,
+    settings: np.ndarray,
     control: np.ndarray,
     beta1: float,
     beta2: float,
     eps: float,
 ) -> None:
-    g, lr = _begin(values, gradients, tile_groups, groups, control)
+    kernel = _kernel("adam", values)
+    if kernel is not None:
+        moments = first_moment, second_moment, largest_second_moment
+        kernel(values, gradients, *moments, settings, control, beta1, beta2, eps)
+        return
     step = float(control[block.APPLIED_STEP])
-    scratch = empty(values.shape, values.dtype)
-    np.multiply(g, 1 - beta1, out=scratch)
-    first_moment *= beta1
-    first_moment += scratch
-    np.multiply(g, g, out=g)
-    g *= 1 - beta2
-    second_moment *= beta2
-    second_moment += g
-    np.sqrt(second_moment, out=scratch)
-    scratch *= 1 / math.sqrt(1 - beta2**step)
-    scratch += eps
-    np.divide(first_moment, scratch, out=g)
-    g *= 1 / (1 - beta1**step)
-    _descend(values, g, lr)
+    first_correction, second_correction = 1 / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
+    for w, g, m, v, largest, rows in _pieces(
+        settings, values, gradients, first_moment, second_moment, largest_second_moment
+    ):
+        g, lr = begin(w, g, rows, control)
+        mix(m, beta1, g, 1 - beta1)
+        mix_squares(v, beta2, g, 1 - beta2)
+        if largest is not None:
+            v = np.maximum(largest, v, out=largest)
+        np.divide(m, _root_plus(v, second_correction, eps), out=g)
+        g *= first_correction
+        _descend(w, g, lr)
 
 
-def _begin(
-    values: np.ndarray, gradients: np.ndarray, tile_groups: np.ndarray, groups: np.ndarray, control: np.ndarray
+@quiet
+def nadam(
+    values: np.ndarray,
+    gradients: np.ndarray,
+    first_moment: np.ndarray,
+    second_moment: np.ndarray,
+    settings: np.ndarray,
+    control: np.ndarray,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    momentum_decay: float,
+) -> None:
+    step = float(control[block.APPLIED_STEP])
+    mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (t * momentum_decay)) for t in (step, step + 1))
+    product = mu * (1.0 if step <= 1 else float(control[block.MOMENTUM_PRODUCT]))
+    control[block.MOMENTUM_PRODUCT] = product
+    for w, g, m, v, rows in _pieces(settings, values, gradients, first_moment, second_moment):
+        g, lr = begin(w, g, rows, control)
+        mix(m, beta1, g, 1 - beta1)
+        mix_squares(v, beta2, g, 1 - beta2)
+        mix(g, (1 - mu) / (1 - product), m, mu_next / (1 - product * mu_next))
+        g /= _root_plus(v, 1 / math.sqrt(1 - beta2**step), eps)
+        _descend(w, g, lr)
+
+
+@quiet
+def lion(
+    values: np.ndarray,
+    gradients: np.ndarray,
+    first_moment: np.ndarray,
+    settings: np.ndarray,
+    control: np.ndarray,
+    beta1: float,
+    beta2: float,
+) -> None:
+    for w, g, m, rows in _pieces(settings, values, gradients, first_moment):
+        g, lr = begin(w, g, rows, control)
+        direction = beta1 * m
+        direction += (1 - beta1) * g
+        mix(m, beta2, g, 1 - beta2)
+        _descend(w, np.sign(direction, out=direction), lr)
+
+
+def _kernel(name: str, array: np.ndarray) -> Callable[..., Any] | None:
+    return getattr(native.kernels, name, None) if array.dtype == np.float32 else None
+
+
+def _pieces(settings: np.ndarray, *arrays: np.ndarray | None) -> Iterator[tuple[Any, ...]]:
+    """(*arrays, settings), cut along the arena; an absent array stays None."""
+    if len(settings) <= PIECE:
+        yield (*arrays, settings)
+        return
+    for first in range(0, len(settings), PIECE):
+        part = slice(first * TILE, (first + PIECE) * TILE)
+        yield (*(None if array is None else array[part] for array in arrays), settings[first : first + PIECE])
+
+
+def begin(
+    values: np.ndarray, gradients: np.ndarray, settings: np.ndarray, control: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The regularised gradient (a scratch array) and the learning rate by tile, after decoupled decay of `values`."""
-    table = groups[tile_groups].astype(values.dtype)[:, :, None]
-    tiles = values.reshape(-1, TILE)
+    """The regularised gradient (a scratch array) and the learning rate by row, after decoupled decay of `values`.
+
+    Every row of `settings` (rows, 4) is of an equal share of the values: a tile, or a whole parameter.
+    """
+    tiles = _rows(values, len(settings))
     g = np.multiply(gradients, float(control[block.GRADIENT_SCALE]), out=empty(gradients.shape, gradients.dtype))
-    lr = table[:, LR_FACTOR] * float(control[block.LEARNING_RATE])
-    if groups[:, L2].any():
-        g.reshape(-1, TILE)[...] += table[:, L2] * tiles
-    if groups[:, L1].any():
-        g.reshape(-1, TILE)[...] += table[:, L1] * np.sign(tiles)
-    if groups[:, DECOUPLED_DECAY].any():
-        tiles *= 1 - lr * table[:, DECOUPLED_DECAY]
+    lr = settings[:, LR_FACTOR, None] * float(control[block.LEARNING_RATE])
+    if settings[:, L2].any():
+        _rows(g, len(settings))[...] += settings[:, L2, None] * tiles
+    if settings[:, L1].any():
+        _rows(g, len(settings))[...] += settings[:, L1, None] * np.sign(tiles)
+    if settings[:, DECOUPLED_DECAY].any():
+        tiles *= 1 - lr * settings[:, DECOUPLED_DECAY, None]
     return g, lr
 
 
 def _descend(values: np.ndarray, direction: np.ndarray, lr: np.ndarray) -> None:
     """values -= lr * direction; `direction` is scratch and is overwritten."""
-    direction.reshape(-1, TILE)[...] *= lr
+    _rows(direction, len(lr))[...] *= lr
     values -= direction
+
+
+def _rows(array: np.ndarray, rows: int) -> np.ndarray:
+    """A view of that many equal rows; written out since -1 is ambiguous for an arena without parameters."""
+    return array.reshape(rows, array.size // max(rows, 1))
+
+
+def mix(mean: np.ndarray, kept: float, new: np.ndarray, weight: float) -> None:
+    """mean = kept * mean + weight * new, in place."""
+    mean *= kept
+    mean += np.multiply(new, weight, out=empty(new.shape, new.dtype))
+
+
+def mix_squares(mean: np.ndarray, kept: float, new: np.ndarray, weight: float) -> None:
+    """mean = kept * mean + weight * new^2, in place."""
+    squares = np.multiply(new, new, out=empty(new.shape, new.dtype))
+    squares *= weight
+    mean *= kept
+    mean += squares
+
+
+def _root_plus(square: np.ndarray, factor: float, eps: float) -> np.ndarray:
+    """factor * sqrt(square) + eps, a scratch array."""
+    root = np.sqrt(square, out=empty(square.shape, square.dtype))
+    root *= factor
+    root += eps
+    return root

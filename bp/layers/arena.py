@@ -56,7 +56,8 @@ class Arena:
         """Zero the gradients that no backward wrote since the last step: their old values must not count."""
         for parameter in self.parameters:
             if not parameter._written:
-                parameter._grad[...] = 0  # type: ignore[index]
+                parameter._grad[...] = 0  # type: ignore[index]  # an arena that is trained has gradients
+                parameter._written = True
 
     def consume_gradients(self) -> None:
         """Mark every gradient as used: the next contribution overwrites."""

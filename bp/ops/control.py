@@ -15,5 +15,6 @@ SEED_LOW = 5  # random seed, low and high 32 bits: the Philox key
 SEED_HIGH = 6
 FORWARD_COUNTER = 7  # number of the forward pass: part of the Philox counter
 LOSS_DENOMINATOR = 8  # what a mean loss divides by: the terms of the whole batch; 0 where all are ignored
+MOMENTUM_PRODUCT = 9  # product of NAdam's momentum schedule up to the applied step
 
 SIZE = 16

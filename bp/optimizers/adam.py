@@ -10,16 +10,16 @@ from bp.optimizers.optimizer import Group, Optimizer
 class Adam(Optimizer):
     """m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; w -= lr m^ / (sqrt(v^) + eps); weight decay is an L2 term of g.
 
-    Source: Kingma and Ba, Adam: A Method for Stochastic Optimization (2015).
+    betas: (b1, b2). amsgrad: the largest v so far stands in for v, which never lets a step grow again.
+    Source: Kingma and Ba, Adam: A Method for Stochastic Optimization (2015); Reddi, Kale, Kumar (2018) for AMSGrad.
     """
-
-    slots = ("first_moment", "second_moment")
 
     def __init__(
         self,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        amsgrad: bool = False,
         *,
         weight_decay: float = 0.0,
         l1: float = 0.0,
@@ -27,21 +27,15 @@ class Adam(Optimizer):
         groups: Sequence[Group] = (),
     ) -> None:
         super().__init__(lr, weight_decay=weight_decay, l1=l1, l2=l2, groups=groups)
-        self.betas = (betas[0], betas[1])
+        self.betas = self.expect_betas(betas)
+        self.expect_eps(eps)
         self.eps = eps
+        self.slots = ("first_moment", "second_moment", *(("largest_second_moment",) if amsgrad else ()))
 
     def update(self, values: Array, gradients: Array) -> None:
-        ops.adam(
-            values,
-            gradients,
-            self.moments["first_moment"],
-            self.moments["second_moment"],
-            self.tile_groups,
-            self.group_table,
-            self.control,
-            *self.betas,
-            self.eps,
-        )
+        first, second = self.moments["first_moment"], self.moments["second_moment"]
+        largest = self.moments.get("largest_second_moment")
+        ops.adam(values, gradients, first, second, largest, self.settings, self.control, *self.betas, self.eps)
 
 
 class AdamW(Adam):
@@ -58,10 +52,11 @@ class AdamW(Adam):
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        amsgrad: bool = False,
         *,
         weight_decay: float = 0.01,
         l1: float = 0.0,
         l2: float = 0.0,
         groups: Sequence[Group] = (),
     ) -> None:
-        super().__init__(lr, betas, eps, weight_decay=weight_decay, l1=l1, l2=l2, groups=groups)
+        super().__init__(lr, betas, eps, amsgrad, weight_decay=weight_decay, l1=l1, l2=l2, groups=groups)

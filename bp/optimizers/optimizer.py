@@ -1,26 +1,29 @@
 """Optimizer: the base of the update rules, which work on the model's flat arena."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 import bp.ops.optimizer as ops
-from bp.errors import BuildError, ConfigurationError
+from bp.errors import BuildError, CheckpointError, ConfigurationError
 from bp.layers.arena import Arena
 from bp.layers.layer import Layer
+from bp.layers.parameter import Parameter
 from bp.ops import control as block
 from bp.ops.array import Array
 
 
 @dataclass(frozen=True)
 class Group:
-    """Settings for the parameters whose name matches `pattern` ("features.*", "*.bias"); None keeps the optimizer's.
+    """Settings for the parameters whose name matches `pattern` ("features.*", "*.bias").
 
-    lr_factor multiplies the learning rate. weight_decay is decoupled or L2, as the optimizer does it; l2 and l1 add
-    l2 * w and l1 * sign(w) to the gradient (the gradients of l2/2 ||w||^2 and l1 ||w||_1).
+    lr_factor multiplies the learning rate. weight_decay is decoupled or L2, as the optimizer does it (None: what the
+    parameter has without the group); l2 and l1 add l2 * w and l1 * sign(w) to the gradient (the gradients of
+    l2/2 ||w||^2 and l1 ||w||_1).
     """
 
     pattern: str
@@ -28,6 +31,12 @@ class Group:
     weight_decay: float | None = None
     l2: float = 0.0
     l1: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("lr_factor", "weight_decay", "l2", "l1"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ConfigurationError(f"Group '{self.pattern}' expected a finite {name} >= 0, got {value}")
 
 
 class Optimizer:
@@ -37,11 +46,17 @@ class Optimizer:
     `decay` (not to biases and the scales of normalisations), decoupled from the gradient where the class says so.
     groups: `Group`s; the first whose pattern matches a name applies. l1, l2: penalties on decayed parameters.
 
-    A rule of its own names its moments in `slots` and writes `update`.
+        optimizer.setup(model)
+        ...backward...
+        optimizer.clip_by_global_norm(1.0)      where wanted; clip_by_value before it
+        optimizer.step()
+
+    A rule of its own names its running means in `slots` and writes `update`.
     """
 
-    slots: tuple[str, ...] = ()  # names of the moments, each an array of the arena's layout
+    slots: tuple[str, ...] = ()  # names of the running means, each an array of the arena's layout
     decoupled = False  # whether weight_decay shrinks the weights directly or is an L2 term of the gradient
+    counters: ClassVar[dict[str, int]] = {"attempted_step": block.ATTEMPTED_STEP, "applied_step": block.APPLIED_STEP}
 
     def __init__(
         self,
@@ -53,8 +68,7 @@ class Optimizer:
         groups: Sequence[Group] = (),
     ) -> None:
         for name, value in (("lr", lr), ("weight_decay", weight_decay), ("l1", l1), ("l2", l2)):
-            if not value >= 0:
-                raise ConfigurationError(f"{type(self).__name__} expected {name} >= 0, got {value}")
+            self.expect(0 <= value < math.inf, f"a finite {name} >= 0", value)
         self.base_lr = lr
         self.lr = lr
         self.weight_decay = weight_decay
@@ -64,14 +78,50 @@ class Optimizer:
         self.moments: dict[str, Array] = {}
         self._arena: Arena | None = None
 
+    def expect(self, holds: bool, what: str, got: Any) -> None:
+        """Raise ConfigurationError naming this optimizer unless a setting is as it has to be."""
+        if not holds:
+            raise ConfigurationError(f"{type(self).__name__} expected {what}, got {got}")
+
+    def expect_fraction(self, name: str, value: float) -> None:
+        """A weight of a running mean lies in [0, 1)."""
+        self.expect(0 <= value < 1, f"{name} in [0, 1)", value)
+
+    def expect_betas(self, betas: Sequence[float]) -> tuple[float, float]:
+        """The two weights of Adam's running means."""
+        self.expect(len(betas) == 2, "two betas", betas)
+        for index, beta in enumerate(betas):
+            self.expect_fraction(f"betas[{index}]", beta)
+        return betas[0], betas[1]
+
+    def expect_eps(self, eps: float) -> None:
+        """eps keeps 0 / 0 away from gradients that are exactly zero, so it has to exist in float32."""
+        smallest = float(np.finfo(np.float32).tiny)
+        self.expect(smallest <= eps < math.inf, f"a finite eps > 0 (at least {smallest:.2g})", eps)
+
     def setup(self, model: Layer) -> Self:
-        """Take the arena of a built model and allocate the moments in its layout. Returns self."""
-        self._arena = arena = model.arena
+        """Take the arena of a built model and start its running means at zero. Returns self.
+
+        Raises ConfigurationError where a group matches no trainable parameter.
+        """
+        arena = model.arena
+        names = [parameter.name for parameter in arena.parameters]
+        for group in self.groups:
+            if not any(fnmatchcase(name, group.pattern) for name in names):
+                raise ConfigurationError(
+                    f"{type(self).__name__} has a group '{group.pattern}' that matches no trainable parameter of the "
+                    f"model: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+                )
+        self._arena = arena
         self.moments = {slot: arena.zeros_like() for slot in self.slots}
         self.control = arena.device.zeros((block.SIZE,), np.float64)
         self.control[block.GRADIENT_SCALE] = 1.0
-        self.tile_groups, self.group_table = self._group_tables(arena)
+        self.settings = self._settings_by_tile(arena)
         return self
+
+    def is_setup_for(self, model: Layer) -> bool:
+        """Whether this optimizer updates the parameters of `model`."""
+        return self._arena is not None and self._arena is model.arena
 
     @property
     def arena(self) -> Arena:
@@ -80,37 +130,119 @@ class Optimizer:
             raise BuildError(f"{type(self).__name__}: call optimizer.setup(model) first, with a built model")
         return self._arena
 
+    # The step ---------------------------------------------------------------------------------------------
+
+    def clip_by_value(self, limit: float) -> None:
+        """Clip each gradient to [-limit, limit] for the step that follows."""
+        self.expect(limit > 0, "clip_by_value with a limit > 0", limit)
+        self.arena.complete_gradients()
+        ops.clip_by_value(self.arena.gradients, float(limit))
+
+    def clip_by_global_norm(self, max_norm: float = math.inf) -> None:
+        """Scale all gradients in the step that follows so that their joint norm is at most `max_norm`.
+
+        The norm before that is control[GRADIENT_NORM]; the default measures it and clips nothing.
+        """
+        self.expect(max_norm > 0, "clip_by_global_norm with a max_norm > 0", max_norm)
+        self.arena.complete_gradients()
+        ops.clip_by_global_norm(self.arena.gradients, self.control, float(max_norm))
+
     def step(self) -> None:
-        """Update every parameter from its gradient; the gradients count as used afterwards."""
+        """Update every parameter from its gradient; gradients and clip factor count as used afterwards."""
         arena = self.arena
         arena.complete_gradients()
         self.control[block.LEARNING_RATE] = self.lr
         ops.advance_step(self.control)
         self.update(arena.values, arena.gradients)
+        self.control[block.GRADIENT_SCALE] = 1.0
         arena.consume_gradients()
 
     def update(self, values: Array, gradients: Array) -> None:
         """Apply the rule to the flat arrays, in place."""
         raise NotImplementedError(f"{type(self).__name__} has no update")
 
-    def _group_tables(self, arena: Arena) -> tuple[Array, Array]:
-        rows: list[tuple[float, float, float, float]] = []
-        tiles = np.zeros(arena.size // ops.TILE, np.int32)
-        for parameter in arena.parameters:
-            row = self._group_row(parameter.name, parameter.decay)
-            if row not in rows:
-                rows.append(row)
-            first = arena.offsets[parameter.name] // ops.TILE
-            tiles[first : first - (-parameter.size // ops.TILE)] = rows.index(row)
-        table = np.array(rows or [(1.0, 0.0, 0.0, 0.0)], np.float64)
-        return arena.device.from_host(tiles), arena.device.from_host(table)
+    # State ------------------------------------------------------------------------------------------------
 
-    def _group_row(self, name: str, decay: bool) -> tuple[float, float, float, float]:
-        group = next((g for g in self.groups if fnmatchcase(name, g.pattern)), None)
+    def named_state(self) -> Iterator[tuple[str, Array]]:
+        """(slot/parameter name, array) of all running means, as views that can be assigned into."""
+        for slot, flat in self.moments.items():
+            for parameter in self.arena.parameters:
+                yield f"{slot}/{parameter.name}", self.arena.view(flat, parameter)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Host copies of the running means by slot and parameter name ("first_moment/0.weight"), and the step counts.
+
+        The counts have shape (1,) and dtype float64, which is exact. The learning rate is not in it: it comes from
+        the constructor and the schedule.
+        """
+        device = self.arena.device
+        state = {name: np.array(device.to_host(array)) for name, array in self.named_state()}
+        control = device.to_host(self.control)
+        return state | {name: np.array([control[entry]]) for name, entry in self.counters.items()}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over a `state_dict`, by name: the order and layout of the parameters may differ.
+
+        Raises CheckpointError naming what is missing, left over or of another shape, before anything changes.
+        """
+        own = dict(self.named_state())
+        shapes = {name: tuple(array.shape) for name, array in own.items()} | dict.fromkeys(self.counters, (1,))
+        check_names_and_shapes(type(self).__name__, state, shapes)
+        device = self.arena.device
+        for name, array in own.items():
+            array[...] = device.from_host(np.asarray(state[name], array.dtype))
+        for name, entry in self.counters.items():
+            self.control[entry] = float(state[name][0])
+
+    # Settings by tile -------------------------------------------------------------------------------------
+
+    def row(self, parameter: Parameter) -> Array:
+        """The settings of one parameter: a view of shape (1, 4)."""
+        tile = self.arena.offsets[parameter.name] // ops.TILE
+        return self.settings[tile : tile + 1]
+
+    def _settings_by_tile(self, arena: Arena) -> Array:
+        table = np.zeros((arena.size // ops.TILE, 4), arena.values.dtype)
+        for parameter in arena.parameters:
+            first = arena.offsets[parameter.name] // ops.TILE
+            table[first : first - (-parameter.size // ops.TILE)] = self._settings_of(parameter)
+        return arena.device.from_host(table)
+
+    def _settings_of(self, parameter: Parameter) -> tuple[float, float, float, float]:
+        """Learning-rate factor, decoupled decay, L2 and L1 coefficient of one parameter."""
+        group = next((g for g in self.groups if fnmatchcase(parameter.name, g.pattern)), None)
+        inherited = self.weight_decay if parameter.decay else 0.0
         if group is None:
-            lr_factor, weight_decay, l2, l1 = 1.0, *((self.weight_decay, self.l2, self.l1) if decay else (0.0,) * 3)
+            lr_factor, weight_decay = 1.0, inherited
+            l2, l1 = (self.l2, self.l1) if parameter.decay else (0.0, 0.0)
         else:
-            inherited = self.weight_decay if decay else 0.0
             weight_decay = inherited if group.weight_decay is None else group.weight_decay
             lr_factor, l2, l1 = group.lr_factor, group.l2, group.l1
         return (lr_factor, weight_decay, l2, l1) if self.decoupled else (lr_factor, 0.0, l2 + weight_decay, l1)
+
+
+def matrix_shape(parameter: Parameter) -> tuple[int, int]:
+    """(out, the rest) of a weight of rank 2 or more; (1, size) of a vector or number."""
+    rows = parameter.shape[0] if parameter.shape and len(parameter.shape) > 1 else 1
+    return rows, parameter.size // max(rows, 1)
+
+
+def check_names_and_shapes(
+    owner: str, state: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise CheckpointError unless `state` has exactly the expected names, with floating arrays of those shapes."""
+
+    def some(names: list[str]) -> str:
+        return ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+
+    missing = [name for name in expected if name not in state]
+    unknown = [name for name in state if name not in expected]
+    problems = [f"{len(missing)} missing ({some(missing)})"] if missing else []
+    problems += [f"{len(unknown)} not of this model ({some(unknown)})"] if unknown else []
+    for name, shape in expected.items():
+        if name in state and (state[name].shape != shape or state[name].dtype.kind != "f"):
+            problems.append(
+                f"{name}: expected floating numbers of shape {shape}, got {state[name].dtype} {state[name].shape}"
+            )
+    if problems:
+        raise CheckpointError(f"the state does not fit {owner}: {'; '.join(problems[:5])}")
