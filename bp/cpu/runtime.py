@@ -56,6 +56,7 @@ class StepMemory:
         self._slots: dict[tuple[Shape, Any], list[np.ndarray]] = {}
         self._last_used: dict[tuple[Shape, Any], int] = {}
         self._step = 0
+        self._outer: list[StepMemory | None] = []
 
     def empty(self, shape: Shape, dtype: Any) -> np.ndarray:
         key = (shape, dtype)
@@ -75,13 +76,13 @@ class StepMemory:
         return sum(array.nbytes for slots in self._slots.values() for array in slots)
 
     def __enter__(self) -> "StepMemory":
-        self._outer = getattr(_active, "memory", None)
+        self._outer.append(getattr(_active, "memory", None))
         _active.memory = self
         self._step += 1
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        _active.memory = self._outer
+        _active.memory = self._outer.pop()
         if self._step % self.keep_steps == 0:
             for key in [k for k, step in self._last_used.items() if self._step - step >= self.keep_steps]:
                 del self._slots[key], self._last_used[key]

@@ -26,13 +26,14 @@ class Layer:
         backward(dy, ctx) -> dx                 ... = ctx.take(self); write parameter gradients, return dL/dx
 
     A layer made of layers calls their three methods in its own (backward in the reverse order of forward), which
-    is all it takes to write any directed graph by hand; see `docs/design.md`.
+    is all it takes to write any directed graph by hand; see `docs/layers.md`.
     """
 
     _name = ""
     _arena: Arena | None = None
     _frozen_arena: Arena | None = None
     _built = False
+    _input_shape: Shape | None = None  # of one sample, as given to build
 
     # What a layer writes ----------------------------------------------------------------------------------
 
@@ -83,30 +84,35 @@ class Layer:
         if self._built:
             raise BuildError(f"{self.label}: already built; parameters cannot be laid out twice")
         owner = find_device(device) if isinstance(device, str) else device
-        named = [(name, p) for name, p in self.named_parameters() if p.shape is None]
-        buffers = [b for _, b in self.named_buffers() if b.shape is None]
+        undeclared = [owned for owned in self._values() if owned.shape is None]
         layers = list(self.named_layers())
-        for name, layer in layers:
+        for _, layer in layers:
             if layer._built:
                 raise BuildError(f"{layer.label}: already built as part of another model")
+        for name, parameter in self.named_parameters():
+            if parameter._arena is not None:
+                raise BuildError(f"parameter '{name}' has its memory in another model, as '{parameter.name}'")
+        for name, layer in layers:
             layer._name = name
         try:
             output_shape = self.declare(tuple(input_shape))
             for name, parameter in self.named_parameters():
                 if parameter.shape is None:
                     raise BuildError(f"parameter '{name}' was given no shape: its layer's declare() was not called")
-        except BPError:
-            for _, parameter in named:
-                parameter.shape = None
-            for buffer in buffers:
-                buffer.shape = None
-            raise
-        self._lay_out(owner, dtype)
-        for name, parameter in self.named_parameters():
-            drawn = parameter.initializer(parameter.shape, generator_for(seed, name))  # type: ignore[arg-type]
-            parameter.value = owner.from_host(np.asarray(drawn, dtype))
-        for _, layer in layers:
-            layer._built = True
+            self._lay_out(owner, dtype)
+            for name, parameter in self.named_parameters():
+                drawn = parameter.initializer(parameter.shape, generator_for(seed, name))  # type: ignore[arg-type]
+                parameter.value = owner.from_host(np.asarray(drawn, dtype))
+            for _, layer in layers:
+                layer._built = True
+        finally:
+            if not self._built:  # whatever failed, the model can be built again, with other sizes
+                self._arena = self._frozen_arena = None
+                for owned in self._values():
+                    owned._release()
+                for owned in undeclared:
+                    owned.shape = None
+        self._input_shape = tuple(input_shape)
         return output_shape
 
     def copy(self, *, device: str | Device | None = None, dtype: Any = None) -> Self:
@@ -141,6 +147,8 @@ class Layer:
     def arena(self) -> Arena:
         """The memory of the trainable parameters; raises BuildError before `build`."""
         if self._arena is None:
+            if self._built:
+                raise BuildError(f"{self.label}: its parameters lie in the arena of the model that it is part of")
             raise BuildError(f"{self.label}: not built yet; call model.build(input_shape) first")
         return self._arena
 
@@ -208,19 +216,28 @@ class Layer:
 
     def __setattr__(self, name: str, value: Any) -> None:
         current = vars(self).get(name)
-        if self._built and (isinstance(value, (Parameter, Buffer, Layer)) or isinstance(current, (Parameter, Buffer))):
-            hint = (
-                f"; to change its values, assign to .{name}.value" if isinstance(current, (Parameter, Buffer)) else ""
-            )
+        held = isinstance(current, (Parameter, Buffer))
+        hint = f"; to change its values, assign to .{name}.value" if held else ""
+        if self._built and (_holds_parameters(current) or _holds_parameters(value)):
             raise BuildError(f"{self.label}: '{name}' cannot be set after the build, the parameters are laid out{hint}")
+        if held and hasattr(value, "shape") and not isinstance(value, (Parameter, Buffer)):
+            kind = type(current).__name__
+            raise BuildError(f"{self.label}: '{name}' is a {kind} and cannot become an array{hint}, after the build")
         object.__setattr__(self, name, value)
 
     def __init_subclass__(cls) -> None:
         """Let errors raised inside a layer's own methods name the layer."""
         super().__init_subclass__()
-        for method in ("declare", "forward", "backward"):
+        for method in ("declare", "forward", "backward", "backward_parameters"):
             if method in vars(cls):
                 setattr(cls, method, _located(vars(cls)[method]))
+
+
+def _holds_parameters(value: Any) -> bool:
+    """Whether an attribute of this value is part of the tree that a build lays out."""
+    if isinstance(value, (list, tuple)):
+        return any(isinstance(item, Layer) for item in value)
+    return isinstance(value, (Parameter, Buffer, Layer))
 
 
 def _located(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -87,6 +87,11 @@ class Parameter:
         self._grad[...] = new
         self._written = True
 
+    def _release(self) -> None:
+        """Let go of the memory that a failed build gave."""
+        self._value = self._grad = self._arena = None
+        self._written = False
+
     def __repr__(self) -> str:
         return f"Parameter({self.name!r}, shape={self.shape}, trainable={self.trainable})"
 
@@ -137,3 +142,7 @@ class Buffer:
         if tuple(new.shape) != self.value.shape:
             raise ShapeError(f"buffer '{self.name}' expected a value of shape {self.shape}, got {tuple(new.shape)}")
         self.value[...] = new
+
+    def _release(self) -> None:
+        """Let go of the memory that a failed build gave."""
+        self._value = None

@@ -1,0 +1,232 @@
+"""Activations: the table of their cases, extreme inputs, and native kernels against the reference."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+from table import LAYER_CHECKS, Case, assert_close
+
+import bp
+import bp.ops.activation as ops
+from bp.checking import tolerance
+from bp.cpu import native
+
+
+def elementwise(function):
+    """A reference from a function of one Python float."""
+    return lambda layer, x: np.vectorize(function, otypes=[float])(x)
+
+
+def functional(name, **settings):
+    return lambda p, torch, x: getattr(torch.nn.functional, name)(x, **settings)
+
+
+def softmax_reference(layer, x):
+    e = np.exp(x)
+    return e / e.sum(-1, keepdims=True)
+
+
+# name: (layer, formula of one float, the same in PyTorch)
+ACTIVATIONS = {
+    "relu": (bp.ReLU, lambda x: max(x, 0.0), functional("relu")),
+    "leaky_relu": (bp.LeakyReLU, lambda x: x if x > 0 else 0.01 * x, functional("leaky_relu")),
+    "leaky_relu-0": (partial(bp.LeakyReLU, 0.0), lambda x: max(x, 0.0), functional("leaky_relu", negative_slope=0.0)),
+    "elu": (partial(bp.ELU, 1.5), lambda x: x if x > 0 else 1.5 * math.expm1(x), functional("elu", alpha=1.5)),
+    "gelu": (bp.GELU, lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))), functional("gelu")),
+    "gelu-tanh": (
+        partial(bp.GELU, "tanh"),
+        lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+        functional("gelu", approximate="tanh"),
+    ),
+    "silu": (bp.SiLU, lambda x: x / (1 + math.exp(-x)), functional("silu")),
+    "sigmoid": (bp.Sigmoid, lambda x: 1 / (1 + math.exp(-x)), functional("sigmoid")),
+    "tanh": (bp.Tanh, math.tanh, functional("tanh")),
+    "softplus": (bp.Softplus, lambda x: math.log1p(math.exp(x)), functional("softplus")),
+    "softplus-steep": (
+        partial(bp.Softplus, 3.0, 1.0),
+        lambda x: x if 3 * x > 1 else math.log1p(math.exp(3 * x)) / 3,
+        functional("softplus", beta=3.0, threshold=1.0),
+    ),
+    "mish": (bp.Mish, lambda x: x * math.tanh(math.log1p(math.exp(x))), functional("mish")),
+    "hardswish": (bp.Hardswish, lambda x: x * min(max(x + 3, 0), 6) / 6, functional("hardswish")),
+}
+
+SHAPES = [(4, 7), (1, 1), (0, 3), (2, 3, 5, 2), (3,)]
+
+CASES = [
+    Case(layer, shape, elementwise(formula), in_torch, name=name)
+    for name, (layer, formula, in_torch) in ACTIVATIONS.items()
+    for shape in SHAPES
+]
+CASES += [
+    Case(layer, shape, reference, functional(name, dim=-1), length=shape[-1], name=name)
+    for layer, name, reference in [
+        (bp.Softmax, "softmax", softmax_reference),
+        (bp.LogSoftmax, "log_softmax", lambda layer, x: np.log(softmax_reference(layer, x))),
+    ]
+    for shape in [(4, 7), (1, 1), (0, 3), (2, 3, 5), (3, 130)]
+]
+
+
+@pytest.mark.parametrize("check", LAYER_CHECKS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_layer(case, check):
+    check(case)
+
+
+# Where every activation goes for large x, and its slope there, at -infinity and at +infinity.
+LIMITS = {
+    "relu": ((0, 0), (np.inf, 1)),
+    "leaky_relu": ((-np.inf, 0.01), (np.inf, 1)),
+    "leaky_relu-0": ((0, 0), (np.inf, 1)),
+    "elu": ((-1.5, 0), (np.inf, 1)),
+    "gelu": ((0, 0), (np.inf, 1)),
+    "gelu-tanh": ((0, 0), (np.inf, 1)),
+    "silu": ((0, 0), (np.inf, 1)),
+    "sigmoid": ((0, 0), (1, 0)),
+    "tanh": ((-1, 0), (1, 0)),
+    "softplus": ((0, 0), (np.inf, 1)),
+    "softplus-steep": ((0, 0), (np.inf, 1)),
+    "mish": ((0, 0), (np.inf, 1)),
+    "hardswish": ((0, 0), (np.inf, 1)),
+}
+
+
+def run(layer, x):
+    """y and the slope (dx for dy = 1)."""
+    ctx = bp.Context(training=True)
+    y = layer.forward(x, ctx)
+    return y, layer.backward(np.ones_like(y), ctx)
+
+
+@pytest.mark.parametrize("use_native", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_extreme_inputs_reach_the_limits(name, dtype, use_native, monkeypatch):
+    if not use_native:
+        monkeypatch.setattr(native, "kernels", None)
+    largest = float(np.finfo(dtype).max)
+    x = np.array([-np.inf, -largest, -1e4, 1e4, largest, np.inf, np.nan], dtype)
+    y, slope = run(ACTIVATIONS[name][0](), x)
+    (low, low_slope), (high, high_slope) = LIMITS[name]
+    expected_low = x[:3] * dtype_of(x, 0.01) if low == -np.inf else np.full(3, low)
+    np.testing.assert_allclose(y[:3], expected_low, rtol=tolerance(dtype))
+    np.testing.assert_allclose(y[3:6], x[3:6] if high == np.inf else np.full(3, high), rtol=tolerance(dtype))
+    np.testing.assert_allclose(slope[:3], low_slope, rtol=tolerance(dtype), atol=tolerance(dtype))
+    np.testing.assert_allclose(slope[3:6], high_slope, rtol=tolerance(dtype), atol=tolerance(dtype))
+    assert np.isnan(y[6])
+
+
+def dtype_of(x, value):
+    return x.dtype.type(value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_softmax_of_extreme_rows(dtype):
+    rows = np.array([[1e4, -1e4, 0], [-np.inf, 0, 0], [1e4, 1e4, -np.inf]], dtype)
+    expected = np.array([[1, 0, 0], [0, 0.5, 0.5], [0.5, 0.5, 0]])
+    np.testing.assert_array_equal(ops.softmax(rows), expected)
+    with np.errstate(divide="ignore"):
+        finite = np.log(expected)
+    finite[0] = [0, -2e4, -1e4]
+    np.testing.assert_allclose(ops.log_softmax(rows), finite, rtol=tolerance(dtype))
+    undefined = np.array([[-np.inf] * 3, [np.inf, 0, 0], [np.nan, 0, 0]], dtype)
+    assert np.isnan(ops.softmax(undefined)).all() and np.isnan(ops.log_softmax(undefined)).all()
+    y, slope = run(bp.LogSoftmax(), rows[:1])
+    assert np.isfinite(y).all() and np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_native_equals_reference_over_the_whole_range(name, monkeypatch):
+    if native.kernels is None:
+        pytest.skip("the native extension is not built")
+    generator = np.random.default_rng(0)
+    x = np.concatenate([generator.standard_normal(5000) * scale for scale in (1e-30, 1e-5, 0.3, 1, 5, 50)])
+    x32 = x.astype(np.float32)
+    dy = generator.standard_normal(x.size).astype(np.float32)
+    layer = ACTIVATIONS[name][0]()
+    results = {}
+    for kernels, dtype in ((native.kernels, "float32"), (None, "float32"), (None, "float64")):
+        monkeypatch.setattr(native, "kernels", kernels)
+        ctx = bp.Context(training=True)
+        y = layer.forward(x32.astype(dtype), ctx)
+        results[kernels is not None, dtype] = y, layer.backward(dy.astype(dtype), ctx)
+    for exact, *others in zip(
+        results[False, "float64"], results[True, "float32"], results[False, "float32"], strict=True
+    ):
+        for other in others:
+            # By element: the error is a few roundings of a number of size 1, or of the result.
+            np.testing.assert_allclose(other, exact, rtol=tolerance("float32"), atol=tolerance("float32"))
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu", "gelu-tanh", "silu", "sigmoid", "tanh"])
+def test_native_result_does_not_depend_on_alignment_or_size(name):
+    x = np.random.default_rng(0).standard_normal(3 * 16384 + 5).astype(np.float32)
+    layer = ACTIVATIONS[name][0]()
+    whole = layer(x)
+    for start in (1, 2, 3, 16385):
+        np.testing.assert_array_equal(layer(x[start:]), whole[start:])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_non_contiguous_input(dtype):
+    x = np.random.default_rng(0).standard_normal((6, 8)).astype(dtype)
+    for layer, _, _ in ACTIVATIONS.values():
+        y, dx = run(layer(), x[::2, ::-1].T)
+        expected_y, expected_dx = run(layer(), np.ascontiguousarray(x[::2, ::-1].T))
+        assert y.flags.c_contiguous and dx.flags.c_contiguous
+        assert_close(y, expected_y, tolerance(dtype))
+        assert_close(dx, expected_dx, tolerance(dtype))
+
+
+def test_kinks_take_the_slope_below():
+    zero = np.zeros(1, np.float32)
+    assert run(bp.ReLU(), zero)[1] == 0
+    assert run(bp.LeakyReLU(), zero)[1] == np.float32(0.01)
+    assert run(bp.ELU(2.0), zero)[1] == 2
+
+
+def test_add():
+    a, b = np.random.default_rng(0).standard_normal((2, 3, 5)).astype(np.float32)
+    np.testing.assert_array_equal(ops.add(a, b), a + b)
+    assert ops.add(a[:0], b[:0]).shape == (0, 5)
+    with pytest.raises(bp.errors.ShapeError, match=r"add expected b of shape \(3, 5\), got \(2, 5\)"):
+        ops.add(a, b[:2])
+    with pytest.raises(bp.errors.DtypeError, match="add expected b of dtype float32 like a, got float64"):
+        ops.add(a, b.astype(np.float64))
+
+
+def test_named_arguments():
+    x = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
+    np.testing.assert_array_equal(ops.gelu(x, approximate="tanh"), ops.gelu(x, "tanh"))
+    np.testing.assert_array_equal(
+        ops.softplus_backward(x, threshold=1.0, beta=2.0, x=x), ops.softplus_backward(x, x, 2.0, 1.0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: bp.LeakyReLU(-0.1), r"LeakyReLU expected negative_slope in \[0, 1\], got -0.1"),
+        (lambda: bp.ELU(-1.0), "ELU expected a finite alpha >= 0, got -1.0"),
+        (lambda: bp.GELU("fast"), "GELU expected approximate 'none' or 'tanh', got 'fast'"),
+        (lambda: bp.Softplus(0.0), "Softplus expected a finite beta > 0, got 0.0"),
+    ],
+)
+def test_wrong_settings(make, message):
+    with pytest.raises(bp.errors.ConfigurationError, match=message):
+        make()
+
+
+def test_wrong_input_names_the_layer():
+    model = bp.Sequential(bp.ReLU(), bp.Softmax())
+    with pytest.raises(bp.errors.ShapeError, match=r"Softmax '1': expected input samples with an axis -1"):
+        model.build(())
+    model.build((3,))
+    with pytest.raises(bp.errors.DtypeError, match=r"ReLU '0': relu expected x of a floating dtype, got int64"):
+        model(np.zeros((2, 3), np.int64))
+    ctx = bp.Context(training=True)
+    model.forward(np.zeros((2, 3), np.float32), ctx)
+    with pytest.raises(bp.errors.ShapeError, match=r"Softmax '1': softmax_backward expected dy of shape \(2, 3\)"):
+        model.backward(np.zeros((3, 2), np.float32), ctx)
