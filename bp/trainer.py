@@ -1,0 +1,446 @@
+"""Trainer: the training loop, top to bottom: epochs, forward, loss, backward, optimizer step, evaluation."""
+
+import math
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+import bp.ops.reduce as reduce
+from bp.callbacks import Callback, Curves, JSONLLog, ModelCheckpoint, Progress, Trigger
+from bp.checkpoint import Snapshot, find_checkpoint, load_model_arrays, model_arrays, read_snapshot
+from bp.data import ArrayDataset, Loader
+from bp.errors import BPError, CheckpointError, ConfigurationError
+from bp.history import History, Record
+from bp.layers import Context, Layer
+from bp.losses import Loss
+from bp.metrics import Metric
+from bp.ops import control as block
+from bp.ops.array import Array
+from bp.ops.device import find_device, precision_dtype
+from bp.optimizers import ExponentialMovingAverage, Optimizer
+from bp.schedules import Constant, Schedule
+
+Batch = tuple[np.ndarray, np.ndarray]
+Data = Loader | tuple[np.ndarray, np.ndarray]
+
+
+class DivergedError(BPError, ArithmeticError):
+    """The loss is no longer a finite number; training further would change nothing for the better."""
+
+
+@dataclass
+class State:
+    """Where a run is. step: optimizer steps done; epoch: whole epochs done; batch: batches of the running epoch
+    that were used; samples: seen in all; loss_sum, loss_count: of the terms since the last log step."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    samples: int = 0
+    loss_sum: float = 0.0
+    loss_count: float = 0.0
+
+
+class Trainer:
+    """Drives epochs, loss and optimizer steps over a model.
+
+    model: built by `fit` from the first batch's shape, unless it is built already. loss, optimizer: as named.
+    schedule: the learning rate over the steps (default: constant). precision: "auto", "fp32" or "fp64" on the CPU.
+    seed: of initial values and dropout. accumulate_grad_batches: batches per optimizer step; the gradient equals that
+    of one batch of all their samples (batch normalisation excepted, which sees each batch alone). max_grad_norm: clips
+    the global norm; clip_value: clips each element. metrics: what evaluations measure beside the loss. ema_decay: keep
+    an exponential moving average of the weights, and evaluate with it.
+    log_every_n_steps; eval_every_n_steps (default: every epoch); save_every_n_steps (default: every epoch).
+    output_dir: where metrics.jsonl, curves.png and checkpoints go; None writes nothing. callbacks: added behind the
+    standard ones (progress, and the files of the output directory). progress: False shows nothing.
+    """
+
+    def __init__(
+        self,
+        model: Layer,
+        loss: Loss,
+        optimizer: Optimizer,
+        schedule: Schedule | None = None,
+        *,
+        precision: str = "auto",
+        device: str = "auto",
+        seed: int = 0,
+        accumulate_grad_batches: int = 1,
+        max_grad_norm: float | None = None,
+        clip_value: float | None = None,
+        metrics: Sequence[Metric] = (),
+        ema_decay: float | None = None,
+        log_every_n_steps: int = 50,
+        eval_every_n_steps: int | None = None,
+        save_every_n_steps: int | None = None,
+        save_total_limit: int | None = None,
+        output_dir: str | os.PathLike[str] | None = None,
+        callbacks: Iterable[Callback] = (),
+        progress: bool = True,
+    ) -> None:
+        for name, value in (
+            ("accumulate_grad_batches", accumulate_grad_batches),
+            ("log_every_n_steps", log_every_n_steps),
+            ("eval_every_n_steps", eval_every_n_steps),
+            ("save_every_n_steps", save_every_n_steps),
+        ):
+            if value is not None and value < 1:
+                raise ConfigurationError(f"Trainer expected {name} of at least 1, got {value}")
+        if loss.reduction == "none":
+            raise ConfigurationError("Trainer expected a loss with reduction 'mean' or 'sum', got 'none'")
+        self.model = model
+        self.loss = loss
+        self.optimizer = optimizer
+        self.schedule = schedule or Constant()
+        self.device = find_device(device)
+        self.dtype = np.dtype(precision_dtype(precision, self.device))
+        self.seed = seed
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.max_grad_norm = max_grad_norm
+        self.clip_value = clip_value
+        self.metrics = list(metrics)
+        self.ema_decay = ema_decay
+        self.average: ExponentialMovingAverage | None = None
+        self.log_every_n_steps = log_every_n_steps
+        self.eval_trigger = _trigger(eval_every_n_steps)
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.callbacks: list[Callback] = [Progress()] if progress else []
+        if self.output_dir is not None:
+            self.callbacks += [JSONLLog(self.output_dir / "metrics.jsonl"), Curves(self.output_dir / "curves.png")]
+        self.callbacks += callbacks
+        if self.output_dir is not None:
+            # Last, so that a checkpoint holds the state of the other callbacks after the step.
+            folder, trigger = self.output_dir / "checkpoints", _trigger(save_every_n_steps)
+            self.callbacks.append(ModelCheckpoint(folder, trigger, save_total_limit=save_total_limit))
+        self.state = State()
+        self.history = History()
+        self.should_stop = False
+        self.failed = False
+        self.total_steps = 0
+        self.total_epochs = 0
+        self._memory = self.device.StepMemory()
+        self._loss_sum: Array = self.device.zeros((), np.float64)
+        self._clock = (0.0, 0, 0)  # time, step and samples at the last log step
+        self._data_identity: dict[str, int] = {}
+
+    # Training ---------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train: Data,
+        valid: Data | None = None,
+        *,
+        max_epochs: int | None = None,
+        max_steps: int | None = None,
+        resume: str | os.PathLike[str] | None = None,
+    ) -> History:
+        """Train for `max_epochs` or `max_steps` (optimizer steps), whichever ends first; returns the history.
+
+        train, valid: a Loader, or a pair (x, y) of arrays, taken in shuffled batches of 32. resume: "auto" goes on
+        from the last checkpoint of the output directory where there is one; a path, from that checkpoint or output
+        directory. Going on gives bitwise the weights of a run that never stopped. Without `resume` a second call trains on from
+        the model and optimizer as they are, with a new count of steps.
+        Raises DivergedError where the loss at a log step is not finite, KeyboardInterrupt after a checkpoint is saved.
+        """
+        train = as_loader(train, shuffle=True, seed=self.seed)
+        if max_epochs is None and max_steps is None:
+            raise ConfigurationError("fit expected max_epochs or max_steps")
+        steps_per_epoch = -(-len(train) // self.accumulate_grad_batches)
+        limits = [n for n in (max_steps, None if max_epochs is None else max_epochs * steps_per_epoch) if n is not None]
+        self.total_steps = min(limits)
+        self.total_epochs = -(-self.total_steps // steps_per_epoch)
+        self.prepare(train.sample_shape)
+        self._start(train, resume)
+
+        with self._closing_callbacks(), _deferred_interrupt() as interrupted:
+            for callback in self.callbacks:
+                callback.on_fit_start(self)
+            self._clock = time.perf_counter(), self.state.step, self.state.samples
+            while self.state.step < self.total_steps and not self.should_stop:
+                with closing(train.epoch(self.state.epoch, self.state.batch)) as batches:
+                    while group := list(islice(batches, self.accumulate_grad_batches)):
+                        self._step(group)
+                        self.state.batch += len(group)
+                        epoch_ended = self.state.batch >= len(train)
+                        if epoch_ended:
+                            self.state.epoch, self.state.batch = self.state.epoch + 1, 0
+                        self._after_step(valid, len(train), epoch_ended)
+                        if self.state.step >= self.total_steps or self.should_stop or interrupted.is_set():
+                            break
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
+        return self.history
+
+    def prepare(self, sample_shape: tuple[int, ...]) -> None:
+        """Build the model for samples of that shape, unless it is built, and attach the optimizer to it."""
+        if not self.model.built:
+            self.model.build(sample_shape, device=self.device, dtype=self.dtype, seed=self.seed)
+        arena = self.model.arena
+        if arena.values.dtype != self.dtype or arena.device is not self.device:
+            raise ConfigurationError(
+                f"the model is built in {arena.values.dtype} on {arena.device.name}, the Trainer expected {self.dtype} "
+                f"on {self.device.name}: pass precision and device that agree with model.build()"
+            )
+        if not self.optimizer.is_setup_for(self.model):
+            self.optimizer.setup(self.model)
+        if self.ema_decay is not None and self.average is None:
+            self.average = ExponentialMovingAverage(self.model, self.ema_decay)
+
+    def _step(self, batches: list[Batch]) -> None:
+        """One optimizer step from the gradient of one or several batches."""
+        targets = [self._targets(y) for _, y in batches]
+        counts = [self.loss.count(y) for y in targets]
+        control = self.optimizer.control
+        control[block.FORWARD_COUNTER] = self.state.step
+        first_sample = 0
+        with self._memory:
+            for (x, _), y in zip(batches, targets, strict=True):
+                ctx = Context(training=True, sample_offset=first_sample, denominator=sum(counts), control_block=control)
+                x = self._inputs(x)
+                predictions = self.model.forward(x, ctx)
+                self.loss.check(tuple(predictions.shape), y)
+                value = self.loss.forward(predictions, self.device.from_host(y), ctx)
+                reduce.accumulate(self._loss_sum, value, control)
+                self.model.backward_parameters(self.loss.backward(ctx), ctx)
+                first_sample += len(x)
+            self.optimizer.lr = self.optimizer.base_lr * self.schedule.factor(self.state.step)
+            if self.clip_value is not None:
+                self.optimizer.clip_by_value(self.clip_value)
+            logs = (self.state.step + 1) % self.log_every_n_steps == 0 or self.state.step + 1 == self.total_steps
+            if self.max_grad_norm is not None or logs:
+                self.optimizer.clip_by_global_norm(math.inf if self.max_grad_norm is None else self.max_grad_norm)
+            self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
+        self.state.step += 1
+        self.state.samples += first_sample
+        self.state.loss_count += sum(counts)
+
+    def _after_step(self, valid: Data | None, batches_per_epoch: int, epoch_ended: bool) -> None:
+        """Log, evaluate, and let the callbacks act."""
+        state = self.state
+        position = state.epoch + state.batch / batches_per_epoch
+        if state.step % self.log_every_n_steps == 0 or state.step == self.total_steps:
+            self._log(self._training_record(position))
+        last = state.step == self.total_steps
+        if valid is not None and (self.eval_trigger.fires(state.step, state.epoch, epoch_ended=epoch_ended) or last):
+            figures = self.evaluate(valid)
+            self.schedule.observe(figures["loss"])
+            self._log({"step": state.step, "epoch": position, **{f"valid_{k}": v for k, v in figures.items()}})
+            self._clock = time.perf_counter(), state.step, state.samples
+        for callback in self.callbacks:
+            callback.on_step_end(self, epoch_ended=epoch_ended)
+
+    def _training_record(self, position: float) -> Record:
+        """The running loss per term since the last log step, and how fast the steps were."""
+        state = self.state
+        loss = self._running_loss()
+        since, first_step, first_sample = self._clock
+        seconds = max(time.perf_counter() - since, 1e-9)
+        steps = state.step - first_step
+        self._clock = time.perf_counter(), state.step, state.samples
+        self._loss_sum[...] = 0.0
+        state.loss_count = 0.0
+        return {
+            "step": state.step,
+            "epoch": position,
+            "loss": loss,
+            "grad_norm": float(self.optimizer.control[block.GRADIENT_NORM]),
+            "lr": self.optimizer.lr,
+            "ms_per_step": 1e3 * seconds / steps if steps else None,
+            "samples_per_second": (state.samples - first_sample) / seconds,
+        }
+
+    def _running_loss(self) -> float:
+        """The mean loss per term since the last log step; raises DivergedError where that is not a number."""
+        total, count = float(self.device.to_host(self._loss_sum)), self.state.loss_count
+        if not math.isfinite(total):
+            raise DivergedError(
+                f"the loss is {total} at step {self.state.step}: lower the learning rate (now {self.optimizer.lr:g}), "
+                "set max_grad_norm, or look for the layer with bp.check"
+            )
+        return total / count if count else 0.0
+
+    def _log(self, record: Record) -> None:
+        self.history.append(record)
+        for callback in self.callbacks:
+            callback.on_log(self, record)
+
+    # Evaluation and prediction ------------------------------------------------------------------------------
+
+    def evaluate(self, data: Data) -> dict[str, float]:
+        """{"loss": mean per term over all of `data`, and each metric by name}, in inference mode."""
+        loader = as_loader(data)
+        self.prepare(loader.sample_shape)
+        for metric in self.metrics:
+            metric.reset()
+        total = self.device.zeros((), np.float64)
+        count = 0.0
+        with self._averaged(), self._memory:
+            for x, y in loader.epoch(0):
+                y = self._targets(y)
+                ctx = Context(denominator=self.loss.count(y))
+                predictions = self.model.forward(self._inputs(x), ctx)
+                self.loss.check(tuple(predictions.shape), y)
+                reduce.accumulate(total, self.loss.forward(predictions, self.device.from_host(y), ctx), ctx.control)
+                count += self.loss.count(y)
+                host = self.device.to_host(predictions)
+                for metric in self.metrics:
+                    metric.update(host, y)
+        figures = {"loss": float(self.device.to_host(total)) / count if count else 0.0}
+        return figures | {metric.name: metric.compute() for metric in self.metrics}
+
+    def predict(self, data: Data | np.ndarray, batch_size: int = 256) -> np.ndarray:
+        """The model's outputs for all samples, in their order, in inference mode, as one host array.
+
+        data: inputs as an array, a pair (x, y), or a Loader, whose dataset and transform are used in stored order.
+        """
+        loader = as_loader((data, np.zeros(len(data))) if isinstance(data, np.ndarray) else data, batch_size=batch_size)
+        self.prepare(loader.sample_shape)
+        outputs = []
+        with self._averaged(), self._memory:
+            for x, _ in loader.in_order():
+                outputs.append(np.array(self.device.to_host(self.model(self._inputs(x)))))
+        return np.concatenate(outputs)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        if self.average is None or not self.average.updates:
+            yield
+            return
+        with self.average.applied():
+            yield
+
+    def _inputs(self, x: np.ndarray) -> Array:
+        """A host batch on the device, floating inputs in the dtype of the model; integers stay as they are."""
+        return self.device.from_host(x.astype(self.dtype, copy=False) if x.dtype.kind == "f" else x)
+
+    def _targets(self, y: np.ndarray) -> np.ndarray:
+        return y.astype(self.dtype, copy=False) if y.dtype.kind == "f" else y
+
+    # Stopping and going on ------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """All that another Trainer, made alike, needs to go on from here; DivergedError where that is past saving."""
+        self._running_loss()
+        self.state.loss_sum = float(self.device.to_host(self._loss_sum))
+        state = {
+            "position": asdict(self.state),
+            "data": self._data_identity,
+            "schedule": self.schedule.state_dict(),
+            "callbacks": {name: callback.state_dict() for name, callback in self._named_callbacks()},
+            "history": self.history.records,
+        }
+        return Snapshot(
+            model=model_arrays(self.model),
+            optimizer=self.optimizer.state_dict(),
+            average={} if self.average is None else self.average.state_dict(),
+            state=state,
+        )
+
+    def restore(self, snapshot: Snapshot, source: str = "checkpoint") -> None:
+        """Take over weights, optimizer, schedule, position and history; everything is checked before it changes."""
+        saved = snapshot.state.get("data")
+        if saved != self._data_identity:
+            raise CheckpointError(
+                f"the run was made with {saved}, this one has {self._data_identity}: it cannot go on bit for bit"
+            ).at(source)
+        load_model_arrays(self.model, snapshot.model, source)
+        self.optimizer.load_state_dict(snapshot.optimizer)
+        if self.average is not None:
+            self.average.load_state_dict(snapshot.average)
+        self.schedule.load_state_dict(snapshot.state["schedule"])
+        for name, callback in self._named_callbacks():
+            if name in snapshot.state["callbacks"]:
+                callback.load_state_dict(snapshot.state["callbacks"][name])
+        self.state = State(**snapshot.state["position"])
+        self._loss_sum[...] = self.state.loss_sum
+        self.history.records = list(snapshot.state["history"])
+
+    def _named_callbacks(self) -> Iterator[tuple[str, Callback]]:
+        """Each with a name that is stable across runs: its class, and a number from the second of a class on."""
+        seen: Counter[str] = Counter()
+        for callback in self.callbacks:
+            name = type(callback).__name__
+            seen[name] += 1
+            yield (name if seen[name] == 1 else f"{name}-{seen[name]}"), callback
+
+    def _start(self, train: Loader, resume: str | os.PathLike[str] | None) -> None:
+        """Set the position to the beginning, or to where the checkpoint says."""
+        self.state, self.history = State(), History()
+        self.should_stop = self.failed = False
+        self._loss_sum = self.device.zeros((), np.float64)
+        self._data_identity = {
+            "samples": train.num_samples,
+            "batch_size": train.batch_size,
+            "accumulate_grad_batches": self.accumulate_grad_batches,
+            "data_seed": train.seed,
+            "seed": self.seed,
+        }
+        self.optimizer.control[block.SEED_LOW] = self.seed & 0xFFFFFFFF
+        self.optimizer.control[block.SEED_HIGH] = (self.seed >> 32) & 0xFFFFFFFF
+        self.schedule.setup(self.total_steps, self.optimizer.base_lr)
+        if resume is None:
+            return
+        folder = self._resume_folder(resume)
+        if folder is not None:
+            self.restore(read_snapshot(folder), str(folder))
+
+    def _resume_folder(self, resume: str | os.PathLike[str]) -> Path | None:
+        if str(resume) != "auto":
+            return find_checkpoint(resume) or Path(resume)
+        if self.output_dir is None:
+            raise ConfigurationError("resume='auto' expected an output_dir to look for a checkpoint in")
+        return find_checkpoint(self.output_dir)
+
+    @contextmanager
+    def _closing_callbacks(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.failed = not isinstance(error, KeyboardInterrupt)
+            raise
+        finally:
+            for callback in self.callbacks:
+                callback.on_fit_end(self)
+
+
+def as_loader(data: Data, *, batch_size: int = 32, shuffle: bool = False, seed: int = 0) -> Loader:
+    """The loader itself, or one over a pair of arrays."""
+    if isinstance(data, Loader):
+        return data
+    return Loader(ArrayDataset(*data), batch_size, shuffle=shuffle, seed=seed)
+
+
+def _trigger(every_n_steps: int | None) -> Trigger:
+    return Trigger(1, "epoch") if every_n_steps is None else Trigger(every_n_steps, "step")
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, so that the step in progress ends whole; a second one interrupts at once."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted  # only the main thread receives signals
+        return
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    before: Any = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)

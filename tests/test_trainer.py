@@ -1,0 +1,237 @@
+"""The training loop: what it computes, what it reports, and that a run which stops goes on bit for bit."""
+
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+import bp
+from bp.callbacks import Callback
+from bp.checking import tolerance
+from bp.trainer import DivergedError
+
+
+def problem(samples=70, features=6, classes=3):
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((samples, features))
+    y = (x @ generator.standard_normal((features, classes))).argmax(axis=1)
+    return x, y
+
+
+def classifier(dropout=0.0):
+    layers = [bp.Linear(None, 16), bp.Tanh(), bp.Dropout(dropout), bp.Linear(None, 3)]
+    return bp.Sequential(*layers)
+
+
+def trainer(model=None, **settings):
+    settings = {"precision": "fp64", "log_every_n_steps": 5, "progress": False} | settings
+    optimizer = settings.pop("optimizer", None) or bp.AdamW(lr=1e-2)
+    loss = settings.pop("loss", None) or bp.CrossEntropyLoss()
+    return bp.Trainer(model or classifier(), loss, optimizer, **settings)
+
+
+def loader(batch_size=10, shuffle=True, **settings):
+    return bp.Loader(bp.ArrayDataset(*problem()), batch_size, shuffle=shuffle, **settings)
+
+
+def weights(run):
+    return np.array(run.model.arena.values)
+
+
+def figures(history):
+    """The records without the times, which differ from run to run."""
+    return [{k: v for k, v in r.items() if k not in ("ms_per_step", "samples_per_second")} for r in history]
+
+
+def test_training_lowers_the_loss_and_reports_it():
+    run = trainer(metrics=[bp.Accuracy()])
+    history = run.fit(loader(), problem(), max_epochs=30)
+    assert run.state.step == 7 * 30 and run.state.epoch == 30
+    assert history["loss"][-1] < 0.3 * history["loss"][0]
+    assert history["valid_accuracy"][-1] > 0.9
+    assert len(history["valid_loss"]) == 30
+    assert history.steps("loss")[:3] == [5, 10, 15]
+
+
+def test_running_loss_is_sample_weighted_and_agrees_with_evaluate():
+    run = trainer(optimizer=bp.SGD(lr=0.0), log_every_n_steps=9)
+    # 70 samples in batches of 8: the last batch has 6, so a mean of batch means would differ.
+    history = run.fit(loader(batch_size=8), max_epochs=1)
+    evaluated = run.evaluate(problem())["loss"]
+    assert history["loss"][0] == pytest.approx(evaluated, rel=tolerance("float64", 70))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_accumulated_gradient_equals_that_of_the_large_batch(reduction):
+    # Unequal micro-batches and ignored labels: counts differ, so means of means would differ; dropout masks must agree.
+    x, y = problem()
+    y[5:12] = -100
+
+    def after_one_step(batch_size, accumulate):
+        run = trainer(
+            classifier(dropout=0.3),
+            optimizer=bp.SGD(lr=0.1),
+            loss=bp.CrossEntropyLoss(reduction=reduction),
+            accumulate_grad_batches=accumulate,
+        )
+        run.fit(bp.Loader(bp.ArrayDataset(x, y), batch_size), max_steps=1)
+        return weights(run)
+
+    whole, parts = after_one_step(70, 1), after_one_step(16, 5)
+    assert np.linalg.norm(whole - parts) <= tolerance("float64", 70) * np.linalg.norm(whole)
+
+
+class StopAt(Callback):
+    """Ends a run from inside, as a full disk or a user would."""
+
+    def __init__(self, step, how):
+        self.step, self.how = step, how
+
+    def on_step_end(self, trainer, *, epoch_ended):
+        if trainer.state.step == self.step:
+            self.how(trainer)
+
+
+def stop(trainer):
+    trainer.should_stop = True
+
+
+def interrupt(trainer):
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("stopped_at", [3, 7, 12])
+@pytest.mark.parametrize("settings", [{}, {"accumulate_grad_batches": 2}, {"ema_decay": 0.9, "max_grad_norm": 0.1}])
+def test_a_resumed_run_is_bitwise_the_run_that_never_stopped(tmp_path, stopped_at, settings):
+    def make(folder, **more):
+        return trainer(
+            classifier(dropout=0.2),
+            schedule=bp.WarmupCosine(warmup_steps=4),
+            output_dir=folder,
+            save_every_n_steps=100,
+            **settings,
+            **more,
+        )
+
+    straight = make(tmp_path / "straight")
+    straight.fit(loader(), problem(), max_steps=16)
+    first = make(tmp_path / "resumed", callbacks=[StopAt(stopped_at, stop)])
+    first.fit(loader(), problem(), max_steps=16)
+    assert first.state.step == stopped_at
+    second = make(tmp_path / "resumed")
+    second.fit(loader(), problem(), max_steps=16, resume="auto")
+
+    np.testing.assert_array_equal(weights(second), weights(straight))
+    for slot, moment in straight.optimizer.moments.items():
+        np.testing.assert_array_equal(second.optimizer.moments[slot], moment)
+    assert figures(second.history) == figures(straight.history)
+
+
+def test_an_interrupt_ends_the_step_saves_and_can_be_resumed(tmp_path):
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals reach the main thread only, and this runner uses another")
+    first = trainer(output_dir=tmp_path, callbacks=[StopAt(4, interrupt)])
+    with pytest.raises(KeyboardInterrupt):
+        first.fit(loader(), max_steps=10)
+    second = trainer(output_dir=tmp_path)
+    second.fit(loader(), max_steps=10, resume="auto")
+    straight = trainer()
+    straight.fit(loader(), max_steps=10)
+    np.testing.assert_array_equal(weights(second), weights(straight))
+
+
+def test_resume_with_other_data_is_refused_and_changes_nothing(tmp_path):
+    trainer(output_dir=tmp_path).fit(loader(), max_steps=4)
+    run = trainer()
+    run.prepare((6,))
+    before = weights(run)
+    with pytest.raises(bp.errors.CheckpointError, match="batch_size"):
+        run.fit(loader(batch_size=7), max_steps=8, resume=tmp_path)
+    np.testing.assert_array_equal(weights(run), before)
+
+
+def test_resume_auto_without_a_checkpoint_starts_afresh(tmp_path):
+    run = trainer(output_dir=tmp_path)
+    run.fit(loader(), max_steps=3, resume="auto")
+    assert run.state.step == 3
+
+
+def test_two_runs_with_one_seed_are_bitwise_equal_and_another_seed_differs():
+    def run(seed):
+        r = trainer(classifier(dropout=0.5), seed=seed, precision="fp32")
+        r.fit(loader(), max_steps=10)
+        return weights(r)
+
+    np.testing.assert_array_equal(run(1), run(1))
+    assert not np.array_equal(run(1), run(2))
+
+
+def test_a_step_in_steady_state_allocates_no_array():
+    run = trainer()
+    run.fit(loader(), max_steps=8)
+    held = run._memory.nbytes
+    run.fit(loader(), max_steps=40)
+    assert run._memory.nbytes == held
+
+
+def test_a_diverging_run_says_so(tmp_path):
+    x, _ = problem()
+    run = trainer(loss=bp.MSELoss(), optimizer=bp.SGD(lr=1e100), output_dir=tmp_path)
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(DivergedError, match=r"the loss is (inf|nan) at step 3: lower the learning rate"),
+    ):
+        run.fit((x, x[:, :3] * 1e100), max_steps=20)
+    assert not list((tmp_path / "checkpoints").glob("step-*"))
+
+
+def test_predict_keeps_the_order_and_runs_in_inference_mode():
+    run = trainer(classifier(dropout=0.5))
+    run.fit(loader(), max_steps=5)
+    x, _ = problem()
+    np.testing.assert_array_equal(run.predict(x, batch_size=16), run.predict(loader()))
+    np.testing.assert_allclose(run.predict(x, batch_size=1), run.model(x), rtol=1e-12)
+    assert not np.array_equal(run.predict(x)[0], run.predict(x)[1])
+
+
+def test_by_hand_equals_the_trainer():
+    x, y = problem()
+    run = trainer(optimizer=bp.SGD(lr=0.1))
+    run.fit(bp.Loader(bp.ArrayDataset(x, y), 70), max_steps=3)
+
+    model, loss, optimizer = classifier(), bp.CrossEntropyLoss(), bp.SGD(lr=0.1)
+    model.build((6,), dtype="float64")
+    optimizer.setup(model)
+    for _ in range(3):
+        ctx = bp.Context(training=True)
+        logits = model.forward(x, ctx)
+        loss.forward(logits, y, ctx)
+        model.backward(loss.backward(ctx), ctx)
+        optimizer.step()
+    np.testing.assert_array_equal(model.arena.values, weights(run))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"precision": "bf16"}, "precision 'bf16' is not available on device 'cpu'.*need a GPU"),
+        ({"device": "tpu"}, "device 'tpu' is not one that bp has"),
+        ({"accumulate_grad_batches": 0}, "accumulate_grad_batches of at least 1, got 0"),
+        ({"loss": bp.CrossEntropyLoss(reduction="none")}, "reduction 'mean' or 'sum', got 'none'"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(bp.errors.ConfigurationError, match=message):
+        trainer(**settings)
+
+
+def test_labels_outside_the_classes_are_found_before_anything_changes():
+    x, y = problem()
+    y[7] = 3
+    run = trainer()
+    run.prepare((6,))
+    before = weights(run)
+    with pytest.raises(bp.errors.DataError, match=r"labels in 0\.\.2.*got 3 at index \(7,\)"):
+        run.fit(bp.Loader(bp.ArrayDataset(x, y), 10), max_steps=1)
+    np.testing.assert_array_equal(weights(run), before)
