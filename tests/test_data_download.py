@@ -194,7 +194,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 def test_several_processes_fetch_once(serve, tmp_path):
     server = serve(delay=1)  # the others have started by then
     code = (
-        "import sys; from pathlib import Path; from bp.data.download import download; from bp.data.source import Source; "
+        "from pathlib import Path; from bp.data.download import download; from bp.data.source import Source; "
         f"download(Source('file.gz', {len(CONTENT)}, '{SHA256}', ('{server.url}',)), Path({str(tmp_path)!r}))"
     )
     running = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(3)]

@@ -1,6 +1,7 @@
 """Devices by name: where the arrays of a model live."""
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -12,10 +13,24 @@ DEVICE_NAMES = ("auto", "cpu")
 _PRECISION_DTYPES = {"fp32": "float32", "fp64": "float64"}
 
 
+class Memory(Protocol):
+    """A context within which outputs are reused from training step to training step."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+
 class Device(Protocol):
     """What a device's `runtime` module offers beside its operations."""
 
     name: str
+
+    @property
+    def StepMemory(self) -> Callable[[], "Memory"]: ...
 
     def empty(self, shape: Shape, dtype: Any) -> Array: ...
 

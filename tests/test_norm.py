@@ -1,0 +1,435 @@
+"""Normalisation: the table of its cases, running statistics, stability, native kernels, and its errors."""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from table import LAYER_CHECKS, Case, assert_close
+
+import bp
+import bp.ops.norm as ops
+from bp.checking import tolerance
+from bp.cpu import native
+
+
+def affine(layer, xhat):
+    y = xhat if layer.weight is None else xhat * layer.weight.value
+    return y if layer.bias is None else y + layer.bias.value
+
+
+def standardised(x, axes, eps):
+    deviation = x - x.mean(axis=axes, keepdims=True)
+    return deviation / np.sqrt(np.mean(deviation**2, axis=axes, keepdims=True) + eps)
+
+
+def batch_reference(layer, x):
+    return affine(layer, standardised(x, tuple(range(x.ndim - 1)), layer.eps))
+
+
+def running_reference(layer, x):
+    return affine(layer, (x - layer.running_mean.value) / np.sqrt(layer.running_var.value + layer.eps))
+
+
+def layer_reference(layer, x):
+    axes = len(layer.normalized_shape or (1,))
+    return affine(layer, standardised(x, tuple(range(x.ndim - axes, x.ndim)), layer.eps))
+
+
+def rms_reference(layer, x):
+    axes = tuple(range(x.ndim - len(layer.normalized_shape or (1,)), x.ndim))
+    return affine(layer, x / np.sqrt(np.mean(x * x, axis=axes, keepdims=True) + layer.eps))
+
+
+def group_reference(layer, x):
+    groups = np.split(x, layer.num_groups, axis=-1)
+    parts = [standardised(g, tuple(range(1, x.ndim)), layer.eps) for g in groups]
+    return affine(layer, np.concatenate(parts, axis=-1))
+
+
+def batch_torch(training):
+    def in_torch(p, torch, x):
+        mean, var = (torch.tensor(b.value.copy()) for b in (p.layer.running_mean, p.layer.running_var))
+        moved = x.movedim(-1, 1)
+        y = torch.nn.functional.batch_norm(moved, mean, var, p["weight"], p["bias"], training, eps=p.layer.eps)
+        return y.movedim(1, -1)
+
+    return in_torch
+
+
+def layer_torch(p, torch, x):
+    shape = p.layer.normalized_shape or x.shape[-1:]
+    return torch.nn.functional.layer_norm(x, shape, p["weight"], p["bias"], p.layer.eps)
+
+
+def rms_torch(p, torch, x):
+    return torch.nn.functional.rms_norm(x, p.layer.normalized_shape or x.shape[-1:], p["weight"], p.layer.eps)
+
+
+def group_torch(p, torch, x):
+    y = torch.nn.functional.group_norm(x.movedim(-1, 1), p.layer.num_groups, p["weight"], p["bias"], p.layer.eps)
+    return y.movedim(1, -1)
+
+
+def batch(make, shape, name=""):
+    length = int(np.prod(shape[1:-1]))
+    return Case(make, shape, batch_reference, batch_torch(True), length=length, name=name)
+
+
+def running(make, shape, name="inference"):
+    length = int(np.prod(shape[1:-1]))
+    return Case(make, shape, running_reference, batch_torch(False), length=length, training=False, name=name)
+
+
+CASES = [
+    batch(lambda: bp.BatchNorm1d(), (9, 5)),
+    batch(lambda: bp.BatchNorm1d(5), (2, 5), name="two-values"),
+    batch(lambda: bp.BatchNorm1d(1), (7, 1)),
+    batch(lambda: bp.BatchNorm1d(affine=False), (33, 3), name="no-affine"),
+    batch(lambda: bp.BatchNorm1d(6), (3, 4, 6), name="sequence"),
+    batch(lambda: bp.BatchNorm1d(eps=0.3), (1, 11, 65), name="one-sequence"),
+    batch(lambda: bp.BatchNorm2d(), (3, 5, 7, 3)),
+    batch(lambda: bp.BatchNorm2d(16), (5, 9, 9, 16)),
+    batch(lambda: bp.BatchNorm2d(4, affine=False), (1, 3, 3, 4), name="no-affine"),
+    batch(lambda: bp.BatchNorm2d(17, eps=0.5), (2, 1, 1, 17), name="two-pixels"),
+    running(lambda: bp.BatchNorm1d(), (4, 5)),
+    running(lambda: bp.BatchNorm1d(), (1, 3), name="inference-one"),
+    running(lambda: bp.BatchNorm1d(), (0, 3), name="inference-empty"),
+    running(lambda: bp.BatchNorm1d(affine=False), (2, 3, 4), name="inference-no-affine"),
+    running(lambda: bp.BatchNorm2d(), (2, 3, 5, 16)),
+    Case(lambda: bp.LayerNorm(), (4, 5), layer_reference, layer_torch, length=5),
+    Case(lambda: bp.LayerNorm(7), (2, 3, 7), layer_reference, layer_torch, length=7, name="rank3"),
+    Case(lambda: bp.LayerNorm((3, 7)), (4, 3, 7), layer_reference, layer_torch, length=21, name="two-axes"),
+    Case(lambda: bp.LayerNorm((2, 3, 5)), (2, 2, 3, 5), layer_reference, layer_torch, length=30, name="three-axes"),
+    Case(lambda: bp.LayerNorm(), (0, 5), layer_reference, layer_torch, length=5, name="empty"),
+    # One element is beta exactly; PyTorch's x * scale + shift is not, so it is no judge here.
+    Case(lambda: bp.LayerNorm(), (3, 1), layer_reference, name="one-element"),
+    Case(lambda: bp.LayerNorm(elementwise_affine=False), (5, 33), layer_reference, layer_torch, 33, name="no-affine"),
+    Case(lambda: bp.LayerNorm(bias=False), (5, 32), layer_reference, layer_torch, length=32, name="no-bias"),
+    Case(lambda: bp.LayerNorm(eps=0.1), (2, 1, 2, 129), layer_reference, layer_torch, length=129, name="rank4"),
+    Case(lambda: bp.RMSNorm(), (4, 5), rms_reference, rms_torch, length=5),
+    Case(lambda: bp.RMSNorm((3, 7)), (2, 3, 7), rms_reference, rms_torch, length=21, name="two-axes"),
+    Case(lambda: bp.RMSNorm(), (0, 5), rms_reference, rms_torch, length=5, name="empty"),
+    Case(lambda: bp.RMSNorm(eps=0.1), (3, 1), rms_reference, rms_torch, name="one-element"),
+    Case(lambda: bp.RMSNorm(elementwise_affine=False), (3, 2, 33), rms_reference, rms_torch, 33, name="no-affine"),
+    Case(lambda: bp.RMSNorm(65), (3, 2, 1, 65), rms_reference, rms_torch, length=65, name="rank4"),
+    Case(lambda: bp.GroupNorm(2, 6), (3, 4, 5, 6), group_reference, group_torch, length=60),
+    Case(lambda: bp.GroupNorm(1), (2, 5, 6), group_reference, group_torch, length=30, name="one-group"),
+    Case(lambda: bp.GroupNorm(6), (2, 5, 6), group_reference, group_torch, length=30, name="a-group-a-channel"),
+    Case(lambda: bp.GroupNorm(3), (4, 9), group_reference, group_torch, length=9, name="rank2"),
+    Case(lambda: bp.GroupNorm(2, affine=False), (2, 3, 2, 2, 4), group_reference, group_torch, 48, name="rank5"),
+    Case(lambda: bp.GroupNorm(1), (3, 1), group_reference, name="one-element"),
+    Case(lambda: bp.GroupNorm(2), (0, 3, 4), group_reference, None, length=12, name="empty"),
+    Case(lambda: bp.GroupNorm(4), (1, 19, 17, 64), group_reference, group_torch, length=19 * 17 * 16),
+]
+
+
+@pytest.mark.parametrize("check", LAYER_CHECKS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_layer(case, check):
+    check(case)
+
+
+# Running statistics ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("layer_class", "sample"), [("BatchNorm1d", (3,)), ("BatchNorm2d", (4, 5, 3))])
+def test_running_statistics_follow_torch(layer_class, sample, dtype):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'bp[torch]'")
+    generator = np.random.default_rng(0)
+    ours = getattr(bp, layer_class)(momentum=0.3)
+    ours.build(sample, dtype=dtype)
+    theirs = getattr(torch.nn, layer_class)(3, momentum=0.3, dtype=getattr(torch, dtype))
+    steps = 6
+    for step in range(steps):
+        x = (2 + (1 + step) * generator.standard_normal((4, *sample))).astype(dtype)
+        y = ours.forward(x, bp.Context(training=True))
+        ty = theirs(torch.tensor(x).movedim(-1, 1)).movedim(1, -1)
+        assert_close(y, ty.detach().numpy(), tolerance(dtype, 80), f"output of step {step}")
+    assert_close(ours.running_mean.value, theirs.running_mean.numpy(), tolerance(dtype, 80 * steps), "running mean")
+    assert_close(ours.running_var.value, theirs.running_var.numpy(), tolerance(dtype, 80 * steps), "running variance")
+    theirs.eval()
+    expected = theirs(torch.tensor(x).movedim(-1, 1)).movedim(1, -1).detach().numpy()
+    assert_close(ours(x), expected, tolerance(dtype, 80 * steps), "inference")
+
+
+def built_batch_norm(channels=3, **settings):
+    layer = bp.BatchNorm1d(**settings)
+    layer.build((channels,))
+    layer.running_mean.value = np.arange(1, channels + 1, dtype="float32")
+    return layer
+
+
+@pytest.mark.parametrize("mode", ["inference", "recompute", "check"])
+def test_running_statistics_stay(mode):
+    layer = built_batch_norm()
+    x = np.random.default_rng(0).standard_normal((4, 3)).astype("float32")
+    if mode == "inference":
+        layer(x)
+    elif mode == "recompute":
+        layer.forward(x, bp.Context(training=True).replay(0))
+    else:
+        bp.checking.check(layer, x)
+    np.testing.assert_array_equal(layer.running_mean.value, [1, 2, 3])
+    np.testing.assert_array_equal(layer.running_var.value, [1, 1, 1])
+
+
+def test_recomputing_gives_the_same_output():
+    layer = built_batch_norm()
+    x = np.random.default_rng(0).standard_normal((4, 3)).astype("float32")
+    ctx = bp.Context(training=True)
+    np.testing.assert_array_equal(layer.forward(x, ctx), layer.forward(x, ctx.replay(0)))
+
+
+def test_backward_in_inference_mode_uses_the_statistics_of_its_forward():
+    layer = built_batch_norm()
+    x = np.random.default_rng(0).standard_normal((4, 3)).astype("float32")
+    dx = []
+    for later_variance in (1.0, 100.0):
+        layer.running_var.value = np.ones(3, "float32")
+        ctx = bp.Context(training=False, saving=True)
+        layer.forward(x, ctx)
+        layer.running_var.value = np.full(3, later_variance, "float32")
+        dx.append(layer.backward(np.ones_like(x), ctx))
+    np.testing.assert_array_equal(dx[0], dx[1])
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (0, 3), (1, 1, 3), (2, 0, 3)], ids=str)
+def test_training_needs_two_values_per_channel(shape):
+    layer = bp.BatchNorm1d()
+    layer.build(shape[1:])
+    with pytest.raises(bp.errors.ShapeError, match=r"BatchNorm1d: .*at least 2 values per channel in training"):
+        layer.forward(np.zeros(shape, "float32"), bp.Context(training=True))
+    np.testing.assert_array_equal(layer.running_var.value, [1, 1, 1])
+
+
+# Numbers --------------------------------------------------------------------------------------------------------------
+
+LAYERS = {
+    "batch": lambda: bp.BatchNorm2d(),
+    "layer": lambda: bp.LayerNorm(),
+    "rms": lambda: bp.RMSNorm(),
+    "group": lambda: bp.GroupNorm(2),
+    "plain-batch": lambda: bp.BatchNorm2d(affine=False),
+    "plain-layer": lambda: bp.LayerNorm(elementwise_affine=False),
+}
+
+
+def run(make, x, dtype, *, twice=False):
+    """(y, dx, gradients) of one training pass; `twice` adds the gradients of a second one."""
+    layer = make()
+    layer.build(x.shape[1:], dtype=dtype)
+    generator = np.random.default_rng(3)
+    for _, parameter in layer.named_parameters():
+        parameter.value = parameter.value + 0.5 * generator.standard_normal(parameter.shape)
+    dy = generator.standard_normal(x.shape).astype("float32")
+    for _ in range(2 if twice else 1):
+        ctx = bp.Context(training=True)
+        y = layer.forward(x.astype(dtype), ctx)
+        dx = layer.backward(dy.astype(dtype), ctx)
+    return [y, dx, *(np.array(p.grad) for _, p in layer.named_parameters())]
+
+
+@pytest.fixture(params=["native", "numpy"])
+def either(request, monkeypatch):
+    """float32 runs on the native kernels, then on NumPy."""
+    if request.param == "numpy":
+        monkeypatch.setattr(native, "kernels", None)
+    elif native.kernels is None:
+        pytest.skip("the native extension is not built")
+
+
+@pytest.mark.parametrize("name", ["batch", "layer", "group"])
+def test_large_mean_and_small_variance_do_not_cancel(name, either):
+    x = (1e4 + np.random.default_rng(0).standard_normal((8, 9, 7, 64))).astype("float32")
+    longest = x.size // x.shape[-1] if name == "batch" else 63 * 32
+    for actual, expected in zip(run(LAYERS[name], x, "float32"), run(LAYERS[name], x, "float64"), strict=True):
+        assert_close(actual, expected, tolerance("float32", longest))
+
+
+@pytest.mark.parametrize("channels", [2, 6, 16, 48, 64, 66, 130])
+@pytest.mark.parametrize("name", LAYERS)
+def test_native_equals_numpy(name, channels, monkeypatch):
+    if native.kernels is None:
+        pytest.skip("the native extension is not built")
+    x = (0.5 + np.random.default_rng(channels).standard_normal((5, 13, 11, channels))).astype("float32")
+    by_kernel = run(LAYERS[name], x, "float32", twice=True)
+    monkeypatch.setattr(native, "kernels", None)
+    for actual, expected in zip(by_kernel, run(LAYERS[name], x, "float32", twice=True), strict=True):
+        assert_close(actual, expected, tolerance("float32", 5 * 13 * 11))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_second_pass_adds_its_gradient(name, either):
+    x = np.random.default_rng(0).standard_normal((3, 4, 4, 6)).astype("float32")
+    once, twice = run(LAYERS[name], x, "float32"), run(LAYERS[name], x, "float32", twice=True)
+    for one, two in zip(once[2:], twice[2:], strict=True):
+        np.testing.assert_array_equal(two, 2 * one)
+
+
+def test_frozen_scale_gets_no_gradient(either):
+    layer = bp.LayerNorm()
+    layer.weight.trainable = False
+    layer.build((5,))
+    x = np.random.default_rng(0).standard_normal((4, 5)).astype("float32")
+    ctx = bp.Context(training=True)
+    layer.forward(x, ctx)
+    layer.backward(np.ones_like(x), ctx)
+    assert layer.weight.grad is None
+    np.testing.assert_array_equal(layer.bias.grad, np.full(5, 4.0))
+
+
+# Where a value of element (1, 0, 0, 3) may reach: its channel, its pixel, or its group in its image.
+REACH = {"batch": np.s_[:, :, :, 3], "layer": np.s_[1, 0, 0, :], "rms": np.s_[1, 0, 0, :], "group": np.s_[1, :, :, 2:]}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", REACH)
+def test_nan_and_infinity_stay_where_they_belong(name, value, either):
+    x = np.random.default_rng(0).standard_normal((2, 4, 4, 4)).astype("float32")
+    x[1, 0, 0, 3] = value
+    y, dx, *_ = run(LAYERS[name], x, "float32")
+    outside = np.ones(x.shape, bool)
+    outside[REACH[name]] = False
+    assert np.isfinite(y[outside]).all() and np.isfinite(dx[outside]).all()
+    if np.isnan(value) or name != "rms":
+        assert np.isnan(y[REACH[name]]).all()
+    assert np.isnan(y[1, 0, 0, 3])
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e4, 1e18])
+@pytest.mark.parametrize("name", ["batch", "layer", "group"])
+def test_constant_input_gives_beta(name, value, either):
+    layer = LAYERS[name]()
+    layer.build((3, 3, 6))
+    layer.bias.value = np.arange(6, dtype="float32")
+    ctx = bp.Context(training=True)
+    y = layer.forward(np.full((2, 3, 3, 6), value, "float32"), ctx)
+    dx = layer.backward(np.random.default_rng(0).standard_normal(y.shape).astype("float32"), ctx)
+    np.testing.assert_array_equal(y, np.broadcast_to(np.arange(6), y.shape))
+    assert np.isfinite(dx).all()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_arrays_that_are_not_contiguous(name, either):
+    x = np.random.default_rng(0).standard_normal((4, 4, 3, 6)).astype("float32")
+    swapped = np.ascontiguousarray(x.transpose(3, 2, 1, 0)).transpose(3, 2, 1, 0)
+    layer = LAYERS[name]()
+    layer.build(x.shape[1:])
+    ctx = bp.Context(training=True)
+    y = layer.forward(x, ctx)
+    dx = layer.backward(x, ctx)
+    np.testing.assert_array_equal(layer.forward(swapped, ctx), y)
+    np.testing.assert_array_equal(layer.backward(swapped, ctx), dx)
+
+
+def digest():
+    """A hash of all bits that the float32 operations give for inputs large enough to be split among threads."""
+    result = hashlib.sha256()
+    x = np.random.default_rng(0).standard_normal((6, 37, 41, 18)).astype("float32")
+    for make in LAYERS.values():
+        for array in run(make, x, "float32", twice=True):
+            result.update(array.tobytes())
+    return result.hexdigest()
+
+
+def test_result_does_not_depend_on_the_number_of_threads():
+    if native.kernels is None:
+        pytest.skip("the native extension is not built")
+    folder = os.path.dirname(__file__)
+    code = f"import sys; sys.path.insert(0, {folder!r}); import test_norm; print(test_norm.digest())"
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "OMP_NUM_THREADS": threads},
+            cwd=os.path.dirname(folder),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "2", "3")
+    }
+    assert len(digests) == 1
+
+
+# Construction and errors ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_parameters_are_weight_and_bias_without_decay(name):
+    layer = LAYERS[name]()
+    layer.build((3, 3, 6))
+    names = [n for n, _ in layer.named_parameters()]
+    assert names == ([] if name.startswith("plain") else ["weight"] if name == "rms" else ["weight", "bias"])
+    assert not any(p.decay for _, p in layer.named_parameters())
+    for parameter_name, parameter in layer.named_parameters():
+        np.testing.assert_array_equal(parameter.value, 1.0 if parameter_name == "weight" else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "sample", "message"),
+    [
+        (lambda: bp.BatchNorm1d(4), (3,), r"expected 4 channels along axis -1 of a sample, got shape \(3,\)"),
+        (
+            lambda: bp.BatchNorm1d(),
+            (2, 3, 4),
+            r"expected a batch with axes \(N, C\) or \(B, T, C\), got .*\(N, 2, 3, 4\)",
+        ),
+        (lambda: bp.BatchNorm1d(), (), r"expected a batch with axes"),
+        (lambda: bp.BatchNorm2d(), (3,), r"expected a batch with axes \(N, H, W, C\)"),
+        (lambda: bp.LayerNorm(4), (3,), r"expected samples with the last sizes \(4,\).*got shape \(3,\)"),
+        (lambda: bp.LayerNorm((2, 3)), (3,), r"last sizes \(2, 3\)"),
+        (lambda: bp.LayerNorm(), (), r"at least one axis"),
+        (lambda: bp.RMSNorm((3, 2)), (2, 3), r"last sizes \(3, 2\)"),
+        (lambda: bp.GroupNorm(4), (6,), r"expected channels that 4 groups divide"),
+        (lambda: bp.GroupNorm(0), (6,), r"expected channels that 0 groups divide"),
+        (lambda: bp.GroupNorm(2, 4), (6,), r"expected 4 channels"),
+    ],
+)
+def test_build_errors(make, sample, message):
+    layer = make()
+    with pytest.raises(bp.errors.ShapeError, match=f"{type(layer).__name__}.*{message}"):
+        layer.build(sample)
+
+
+@pytest.mark.parametrize(
+    ("make", "sample", "shape", "dtype", "message"),
+    [
+        (lambda: bp.BatchNorm1d(), (3,), (4, 4), "float32", r"batch_norm expected gamma of shape \(4,\), got \(3,\)"),
+        (lambda: bp.BatchNorm1d(), (3,), (4, 4, 4, 3), "float32", r"expected a batch with axes"),
+        (lambda: bp.BatchNorm1d(), (3,), (4, 3), "float64", r"batch_norm expected gamma of dtype float64 like x"),
+        (lambda: bp.BatchNorm1d(affine=False), (3,), (4, 3), "float64", r"expected running_mean of dtype float64"),
+        (lambda: bp.LayerNorm(), (3,), (4, 4), "float32", r"layer_norm expected gamma of shape \(4,\), got \(3,\)"),
+        (lambda: bp.LayerNorm((2, 3)), (2, 3), (3,), "float32", r"layer_norm expected x with at least 2 axes"),
+        (lambda: bp.LayerNorm(), (3,), (4, 3), "float64", r"layer_norm expected gamma of dtype float64"),
+        (lambda: bp.LayerNorm(elementwise_affine=False), (3,), (4, 0), "float32", r"at least one element to normalise"),
+        (lambda: bp.RMSNorm(), (3,), (4, 4), "float32", r"rms_norm expected gamma of shape \(4,\), got \(3,\)"),
+        (lambda: bp.RMSNorm(), (3,), (), "float32", r"rms_norm expected x with at least 1 axes"),
+        (lambda: bp.GroupNorm(3), (3,), (4, 6), "float32", r"group_norm expected gamma of shape \(6,\), got \(3,\)"),
+        (lambda: bp.GroupNorm(2, affine=False), (4,), (3, 5), "float32", r"channels that 2 groups divide"),
+        (lambda: bp.GroupNorm(2, affine=False), (4,), (4,), "float32", r"group_norm expected x of rank 2 or more"),
+        (lambda: bp.GroupNorm(2), (5, 4), (3, 0, 4), "float32", r"at least one element in each sample"),
+    ],
+)
+def test_input_errors(make, sample, shape, dtype, message):
+    layer = make()
+    layer.build(sample)
+    with pytest.raises(bp.errors.BPError, match=f"{type(layer).__name__}: .*{message}"):
+        layer.forward(np.zeros(shape, dtype), bp.Context(training=True))
+
+
+@pytest.mark.parametrize("layer_class", [bp.LayerNorm, bp.RMSNorm])
+def test_no_axis_to_normalise_over(layer_class):
+    with pytest.raises(bp.errors.ConfigurationError, match=r"at least one axis, got \(\)"):
+        layer_class(())
+
+
+def test_running_statistics_come_in_pairs_and_are_needed_in_inference():
+    x, ones = np.zeros((2, 3)), np.ones(3)
+    with pytest.raises(bp.errors.ConfigurationError, match="both of running_mean and running_var or neither"):
+        ops.batch_norm(x, None, None, ones, None, True, 0.1, 1e-5)
+    with pytest.raises(bp.errors.ConfigurationError, match="expected running statistics in inference"):
+        ops.batch_norm(x, None, None, None, None, False, 0.1, 1e-5)
