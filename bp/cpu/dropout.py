@@ -19,8 +19,8 @@ def dropout(x: np.ndarray, control: np.ndarray, call_site: int, first_element: i
     key = (int(control[SEED_LOW]), int(control[SEED_HIGH]))
     stream = (int(control[FORWARD_COUNTER]) & _WORD, call_site & _WORD)
     y = empty(x.shape, x.dtype)
-    kernel = getattr(native.kernels, "dropout", None)
-    if kernel is not None and x.dtype == np.float32 and x.flags.c_contiguous:
+    kernel = native.kernel("dropout", x)
+    if kernel is not None and x.flags.c_contiguous:
         kernel(x, key, stream, first_element, dropped, scale, y)
         return y
     # Zero first and write what is kept, so that a dropped infinity is 0 and not NaN.

@@ -34,8 +34,8 @@ def embedding_backward_parameters(
     if not accumulate:
         dweight[...] = 0
     targets, terms = indices.reshape(-1).astype(np.int64, copy=False), dy.reshape(indices.size, dweight.shape[1])
-    kernel = getattr(native.kernels, "embedding_backward_parameters", None)
-    if kernel is not None and dweight.dtype == np.float32:
+    kernel = native.kernel("embedding_backward_parameters", dweight)
+    if kernel is not None:
         kernel(np.ascontiguousarray(terms), np.ascontiguousarray(targets), dweight, padding_idx)
         return
     # Sorting brings the terms of a row together; a stable sort keeps them in their order.

@@ -30,8 +30,8 @@ def softmax_cross_entropy(
     label_smoothing: float,
     gradient: bool,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    kernel = getattr(native.kernels, "softmax_cross_entropy", None)
-    if kernel is not None and logits.dtype == np.float32:
+    kernel = native.kernel("softmax_cross_entropy", logits)
+    if kernel is not None:
         losses = empty(labels.shape, logits.dtype)
         dlogits = empty(logits.shape, logits.dtype) if gradient else None
         in_range = kernel(

@@ -5,7 +5,6 @@ channel whose standard deviation is 1.
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
@@ -22,7 +21,7 @@ def layer_norm(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     leading = x.shape[: x.ndim - axes]
     rows, gamma, beta = _matrix(x, len(leading)), _flat(gamma), _flat(beta)
-    kernel = _kernel("layer_norm", x)
+    kernel = native.kernel("layer_norm", x)
     if kernel is None:
         mean, variance = _statistics(rows, (1,))
         rstd = 1 / np.sqrt(variance + eps)
@@ -47,7 +46,7 @@ def layer_norm_backward(
 ) -> np.ndarray:
     rows, drows = _matrix(x, mean.ndim), _matrix(dy, mean.ndim)
     gamma, dgamma, dbeta = _flat(gamma), _flat(dgamma), _flat(dbeta)
-    kernel = _kernel("layer_norm_backward", x)
+    kernel = native.kernel("layer_norm_backward", x)
     if kernel is None:
         mean, rstd = mean.reshape(-1, 1), rstd.reshape(-1, 1)
         xhat = _normalise(rows, mean, rstd, None, None)
@@ -63,7 +62,7 @@ def layer_norm_backward(
 def rms_norm(x: np.ndarray, gamma: np.ndarray | None, axes: int, eps: float) -> tuple[np.ndarray, np.ndarray]:
     leading = x.shape[: x.ndim - axes]
     rows, gamma = _matrix(x, len(leading)), _flat(gamma)
-    kernel = _kernel("rms_norm", x)
+    kernel = native.kernel("rms_norm", x)
     if kernel is None:
         mean_square = np.square(rows).mean(axis=1, dtype=np.float64, keepdims=True)
         rstd = 1 / np.sqrt(mean_square + eps)
@@ -85,7 +84,7 @@ def rms_norm_backward(
 ) -> np.ndarray:
     rows, drows = _matrix(x, rstd.ndim), _matrix(dy, rstd.ndim)
     gamma, dgamma = _flat(gamma), _flat(dgamma)
-    kernel = _kernel("rms_norm_backward", x)
+    kernel = native.kernel("rms_norm_backward", x)
     if kernel is None:
         rstd = rstd.reshape(-1, 1)
         xhat = _normalise(rows, None, rstd, None, None)
@@ -168,7 +167,7 @@ def batch_norm_backward(
 
 def _group_statistics(x: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
     shape = x.shape[0], groups
-    kernel = _kernel("group_norm_statistics", x)
+    kernel = native.kernel("group_norm_statistics", x)
     if kernel is None:
         mean, variance = _statistics(_grouped(x, groups), (1, 3))
         return mean.reshape(shape), variance.reshape(shape)
@@ -181,7 +180,7 @@ def _normalise_groups(
     x: np.ndarray, mean: np.ndarray, rstd: np.ndarray, gamma: np.ndarray | None, beta: np.ndarray | None
 ) -> np.ndarray:
     groups = mean.shape[1]
-    kernel = _kernel("group_norm", x)
+    kernel = native.kernel("group_norm", x)
     if kernel is None:
         affine = _by_group(gamma, groups), _by_group(beta, groups)
         return _normalise(_grouped(x, groups), _spread(mean), _spread(rstd), *affine)
@@ -202,7 +201,7 @@ def _groups_backward(
     constant: bool,
 ) -> np.ndarray:
     """`constant`: mean and rstd did not depend on x, so nothing is projected out."""
-    kernel = _kernel("group_norm_backward", x)
+    kernel = native.kernel("group_norm_backward", x)
     if kernel is not None:
         dx = empty(x.shape, x.dtype)
         kernel(dy, x, gamma, mean, rstd, dx, dgamma, dbeta, accumulate, constant)
@@ -285,11 +284,6 @@ def _mean(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
 
 
 # Shapes and kernels ---------------------------------------------------------------------------------------------------
-
-
-def _kernel(name: str, x: np.ndarray) -> Callable[..., None] | None:
-    """The native kernel of that name, or None where x is not float32 or the kernel is not built."""
-    return getattr(native.kernels, name, None) if x.dtype == np.float32 else None
 
 
 def _matrix(x: np.ndarray, split: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Optimizer steps on the CPU: in place over the flat arena, piece by piece so that a piece stays in the cache."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ def clip_by_global_norm(gradients: np.ndarray, control: np.ndarray, max_norm: fl
 
 def sum_squared(array: np.ndarray) -> float:
     """||array||^2 of a flat array, over blocks of fixed size: BLAS would split by the number of threads."""
-    kernel = _kernel("sum_of_squares", array)
+    kernel = native.kernel("sum_of_squares", array)
     if kernel is not None:
         return float(kernel(array))
     size = PIECE * TILE
@@ -55,7 +55,7 @@ def moving_average(averages: np.ndarray, values: np.ndarray, updates: np.ndarray
     t = float(updates[0])
     weight = 1.0 - (min(decay, (1.0 + t) / (10.0 + t)) if warmup else decay)
     updates[0] = t + 1.0
-    kernel = _kernel("moving_average", values)
+    kernel = native.kernel("moving_average", values)
     if kernel is not None:
         kernel(averages, values, weight)
         return
@@ -78,7 +78,7 @@ def sgd(
     dampening: float,
     nesterov: bool,
 ) -> None:
-    kernel = _kernel("sgd", values)
+    kernel = native.kernel("sgd", values)
     if kernel is not None:
         kernel(values, gradients, velocity, settings, control, momentum, dampening, nesterov)
         return
@@ -178,7 +178,7 @@ def adam(
     beta2: float,
     eps: float,
 ) -> None:
-    kernel = _kernel("adam", values)
+    kernel = native.kernel("adam", values)
     if kernel is not None:
         moments = first_moment, second_moment, largest_second_moment
         kernel(values, gradients, *moments, settings, control, beta1, beta2, eps)
@@ -240,10 +240,6 @@ def lion(
         direction += (1 - beta1) * g
         mix(m, beta2, g, 1 - beta2)
         _descend(w, np.sign(direction, out=direction), lr)
-
-
-def _kernel(name: str, array: np.ndarray) -> Callable[..., Any] | None:
-    return getattr(native.kernels, name, None) if array.dtype == np.float32 else None
 
 
 def _pieces(settings: np.ndarray, *arrays: np.ndarray | None) -> Iterator[tuple[Any, ...]]:

@@ -1,7 +1,6 @@
 """Pooling on the CPU: NumPy as the readable reference, native kernels for float32."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -23,7 +22,7 @@ def max_pool2d(
     shape = _output_shape(x.shape, kernel, stride, padding, dilation)
     y = empty(shape, x.dtype)
     index = empty(shape, np.uint8 if kernel[0] * kernel[1] <= 1 << 8 else np.uint16)
-    pool = _kernel("max_pool2d", x)
+    pool = native.kernel("max_pool2d", x)
     if pool is not None:
         pool(np.ascontiguousarray(x), kernel, stride, padding, dilation, y, index)
         return y, index
@@ -51,7 +50,7 @@ def max_pool2d_backward(
     dilation: Pair,
 ) -> np.ndarray:
     dx = empty(input_shape, dy.dtype)
-    scatter = _kernel("max_pool2d_backward", dy)
+    scatter = native.kernel("max_pool2d_backward", dy)
     if scatter is not None:
         scatter(np.ascontiguousarray(dy), index, kernel, stride, padding, dilation, dx)
         return dx
@@ -66,7 +65,7 @@ def avg_pool2d(x: np.ndarray, kernel: Pair, stride: Pair, padding: Pair, count_i
     shape = _output_shape(x.shape, kernel, stride, padding, (1, 1))
     y = empty(shape, x.dtype)
     weights = _weights(x, shape, kernel, stride, padding, count_include_pad)
-    pool = _kernel("avg_pool2d", x)
+    pool = native.kernel("avg_pool2d", x)
     if pool is not None:
         pool(np.ascontiguousarray(x), weights, kernel, stride, padding, y)
         return y
@@ -83,7 +82,7 @@ def avg_pool2d_backward(
 ) -> np.ndarray:
     dx = empty(input_shape, dy.dtype)
     weights = _weights(dx, dy.shape, kernel, stride, padding, count_include_pad)
-    spread = _kernel("avg_pool2d_backward", dy)
+    spread = native.kernel("avg_pool2d_backward", dy)
     if spread is not None:
         spread(np.ascontiguousarray(dy), weights, kernel, stride, padding, dx)
         return dx
@@ -103,11 +102,6 @@ def global_avg_pool2d_backward(dy: np.ndarray, input_shape: Shape) -> np.ndarray
     dx = empty(input_shape, dy.dtype)
     dx[...] = (dy * (1 / (input_shape[1] * input_shape[2])))[:, None, None, :]
     return dx
-
-
-def _kernel(name: str, x: np.ndarray) -> Callable[..., Any] | None:
-    """The native kernel of that name, or None where x is not float32 or the kernel is not built."""
-    return getattr(native.kernels, name, None) if x.dtype == np.float32 else None
 
 
 def _output_shape(shape: Shape, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Shape:

@@ -4,11 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__GNUC__)
-#define BP_INLINE inline __attribute__((always_inline))  // a function must be inlined into each of BP_CLONES' copies
-#else
-#define BP_INLINE inline
-#endif
+#include "native.hpp"
 
 namespace bp {
 

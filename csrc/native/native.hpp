@@ -40,12 +40,10 @@ using Array = py::array_t<T, py::array::c_style>;
 #endif
 
 // A function called from a loop under BP_CLONES: inlined into each copy, so that it is compiled for its instruction set.
-#ifndef BP_INLINE
 #if defined(__GNUC__)
 #define BP_INLINE inline __attribute__((always_inline))
 #else
 #define BP_INLINE inline
-#endif
 #endif
 
 }  // namespace bp
