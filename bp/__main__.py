@@ -1,0 +1,7 @@
+"""`python -m bp` is `bp`."""
+
+import sys
+
+from bp.cli import main
+
+sys.exit(main())

@@ -1,0 +1,73 @@
+"""The command line: `bp COMMAND ...`; each command is a file beside this one, imported when it is called."""
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import bp
+from bp.errors import BPError, ConfigurationError
+
+# Command -> (module, what it does, in a line).
+COMMANDS = {
+    "train": ("bp.cli.train", "train a recipe and test what it learned"),
+    "eval": ("bp.cli.evaluate", "test a finished run again"),
+    "predict": ("bp.cli.predict", "apply a trained model to an array of samples"),
+    "check": ("bp.cli.check", "compare a model's backward passes with central differences"),
+    "recipes": ("bp.cli.recipes", "list the built-in recipes"),
+    "doctor": ("bp.cli.doctor", "say what this machine has, and what to install"),
+}
+
+BAD_INPUT = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (default: that of this process) and return its exit code.
+
+    Bad input and files that cannot be read or written give one line on stderr and 2, Ctrl-C gives 130.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of a pipe has left, as in `bp recipes | head -1`; nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (BPError, OSError) as error:
+        print(f"bp: error: {_one_line(error)}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("bp: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _run(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+    elif argv[0] in ("-V", "--version"):
+        print(f"bp {bp.__version__}")
+    elif argv[0] in COMMANDS:
+        importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+    else:
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ConfigurationError(f"no command '{argv[0]}'{hint} (known: {', '.join(COMMANDS)}; or --help, --version)")
+
+
+def usage() -> str:
+    """The text of `bp --help`."""
+    width = max(map(len, COMMANDS))
+    lines = ["usage: bp COMMAND ...", "", "Train neural networks with hand-derived backpropagation.", "", "commands:"]
+    lines += [f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    lines += ["", "bp COMMAND --help says more. `bp train` alone trains handwritten digits in a few seconds."]
+    return "\n".join(lines)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    return " ".join(str(error).split())
