@@ -15,6 +15,7 @@ from bp.layers.layer import Layer
 from bp.layers.parameter import Buffer, Parameter
 
 FORMAT = 1
+STATE_KEYS = ("position", "identity", "schedule", "callbacks", "history")
 
 _Arrays = dict[str, np.ndarray]
 
@@ -79,10 +80,19 @@ def save_weights(path: str | os.PathLike[str], model: Layer) -> None:
 
 
 def load_weights(path: str | os.PathLike[str], model: Layer) -> None:
-    """Read a file of `save_weights`, or the model file of a checkpoint folder, into a built model."""
+    """Read a file of `save_weights`, or a checkpoint folder, into a built model.
+
+    Where the run kept an average of its weights the folder gives that: the weights that its evaluations judged.
+    """
     path = Path(path)
-    path = path / "model.safetensors" if path.is_dir() else path
-    load_model_arrays(model, _read_arrays(path), str(path))
+    if not path.is_dir():
+        load_model_arrays(model, _read_arrays(path), str(path))
+        return
+    arrays = _read_arrays(path / "model.safetensors")
+    if (path / "average.safetensors").exists():
+        averages = _read_arrays(path / "average.safetensors")
+        arrays |= {k.removeprefix("average/"): array for k, array in averages.items() if k.startswith("average/")}
+    load_model_arrays(model, arrays, str(path))
 
 
 def write_snapshot(folder: str | os.PathLike[str], snapshot: Snapshot) -> None:
@@ -96,9 +106,12 @@ def write_snapshot(folder: str | os.PathLike[str], snapshot: Snapshot) -> None:
         if arrays:
             _write_arrays(partial / f"{name}.safetensors", arrays)
     _write_synced(partial / "state.json", json.dumps({"format": FORMAT, **snapshot.state}, indent=1).encode())
+    replaced = folder.with_name(folder.name + ".replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
     if folder.exists():
-        shutil.rmtree(folder)
+        os.rename(folder, replaced)
     os.rename(partial, folder)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def read_snapshot(folder: str | os.PathLike[str]) -> Snapshot:
@@ -114,6 +127,9 @@ def read_snapshot(folder: str | os.PathLike[str]) -> Snapshot:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         got = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise CheckpointError(f"expected checkpoint format {FORMAT}, got {got}").at(str(path))
+    missing = [key for key in STATE_KEYS if key not in state]
+    if missing:
+        raise CheckpointError(f"expected the keys {', '.join(STATE_KEYS)}, {', '.join(missing)} missing").at(str(path))
     arrays = {
         name: _read_arrays(folder / f"{name}.safetensors")
         for name in ("model", "optimizer", "average")
@@ -123,19 +139,27 @@ def read_snapshot(folder: str | os.PathLike[str]) -> Snapshot:
 
 
 def find_checkpoint(output_dir: str | os.PathLike[str], which: str = "last") -> Path | None:
-    """The checkpoint folder that `which` ("last" or "best") points to below an output directory, or None."""
-    pointer = Path(output_dir) / "checkpoints" / which
-    return pointer.resolve() if (pointer / "state.json").exists() else None
+    """The checkpoint folder that `which` ("last" or "best") points to below an output directory, or None.
+
+    Where "last" points nowhere, after a crash, it is the newest step that was saved whole.
+    """
+    folder = Path(output_dir) / "checkpoints"
+    if (folder / which / "state.json").exists():
+        return (folder / which).resolve()
+    steps = step_folders(folder)
+    return steps[-1] if which == "last" and steps else None
 
 
 def step_folders(folder: Path) -> list[Path]:
     """The step folders of a run, oldest first; unfinished ones are not among them."""
-    finished = (path for path in folder.glob("step-*") if path.suffix != ".partial")
+    finished = (path for path in folder.glob("step-*") if path.suffix == "")
     return sorted(path for path in finished if (path / "state.json").exists())
 
 
 def point_to(pointer: Path, name: str) -> None:
     """Make `pointer` (such as checkpoints/last) name a sibling folder, atomically."""
+    if pointer.is_dir() and not pointer.is_symlink():
+        shutil.rmtree(pointer)  # a copy that followed the link made a second copy of the step of that name
     partial = pointer.with_name(pointer.name + ".partial")
     partial.unlink(missing_ok=True)
     partial.symlink_to(name, target_is_directory=True)
@@ -174,7 +198,7 @@ def _read_arrays(path: Path) -> _Arrays:
         return load(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError("no such file").at(str(path)) from error
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:  # KeyError: an element type that NumPy does not have
         raise CheckpointError(f"expected a safetensors file, got a damaged or foreign one ({error})").at(
             str(path)
         ) from error

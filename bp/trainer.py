@@ -2,26 +2,24 @@
 
 import math
 import os
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 
 import bp.ops.reduce as reduce
 from bp.callbacks import Callback, Curves, JSONLLog, ModelCheckpoint, Progress, Trigger
-from bp.checkpoint import Snapshot, find_checkpoint, load_model_arrays, model_arrays, read_snapshot
+from bp.checkpoint import Snapshot, find_checkpoint, load_model_arrays, model_arrays, read_snapshot, step_folders
 from bp.data import ArrayDataset, Loader
 from bp.errors import BPError, CheckpointError, ConfigurationError
 from bp.history import History, Record
+from bp.interruption import InterruptedBetweenSteps, deferred_interrupt
 from bp.layers import Context, Layer
 from bp.losses import Loss
 from bp.metrics import Metric
@@ -62,8 +60,8 @@ class Trainer:
     the global norm; clip_value: clips each element. metrics: what evaluations measure beside the loss. ema_decay: keep
     an exponential moving average of the weights, and evaluate with it.
     log_every_n_steps; eval_every_n_steps (default: every epoch); save_every_n_steps (default: every epoch).
-    output_dir: where metrics.jsonl, curves.png and checkpoints go; None writes nothing. callbacks: added behind the
-    standard ones (progress, and the files of the output directory). progress: False shows nothing.
+    output_dir: where metrics.jsonl, curves.png and checkpoints go; None writes nothing. callbacks: run after the
+    standard ones and before the checkpoint, which holds their state. progress: False shows nothing.
     """
 
     def __init__(
@@ -94,9 +92,17 @@ class Trainer:
             ("log_every_n_steps", log_every_n_steps),
             ("eval_every_n_steps", eval_every_n_steps),
             ("save_every_n_steps", save_every_n_steps),
+            ("save_total_limit", save_total_limit),
         ):
-            if value is not None and value < 1:
-                raise ConfigurationError(f"Trainer expected {name} of at least 1, got {value}")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigurationError(f"Trainer expected {name} to be an integer of at least 1, got {value}")
+        for name, limit in (("max_grad_norm", max_grad_norm), ("clip_value", clip_value)):
+            if limit is not None and not limit > 0:
+                raise ConfigurationError(f"Trainer expected {name} > 0, got {limit}")
+        if ema_decay is not None and not 0 <= ema_decay < 1:
+            raise ConfigurationError(f"Trainer expected ema_decay in [0, 1), got {ema_decay}")
+        if not 0 <= seed < 2**64:
+            raise ConfigurationError(f"Trainer expected seed in 0..2^64 - 1, got {seed}")
         if loss.reduction == "none":
             raise ConfigurationError("Trainer expected a loss with reduction 'mean' or 'sum', got 'none'")
         self.model = model
@@ -132,7 +138,8 @@ class Trainer:
         self._memory = self.device.StepMemory()
         self._loss_sum: Array = self.device.zeros((), np.float64)
         self._clock = (0.0, 0, 0)  # time, step and samples at the last log step
-        self._data_identity: dict[str, int] = {}
+        self._identity: dict[str, Any] = {}
+        self._output_shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     # Training ---------------------------------------------------------------------------------------------
 
@@ -149,13 +156,17 @@ class Trainer:
 
         train, valid: a Loader, or a pair (x, y) of arrays, taken in shuffled batches of 32. resume: "auto" goes on
         from the last checkpoint of the output directory where there is one; a path, from that checkpoint or output
-        directory. Going on gives bitwise the weights of a run that never stopped. Without `resume` a second call trains on from
-        the model and optimizer as they are, with a new count of steps.
-        Raises DivergedError where the loss at a log step is not finite, KeyboardInterrupt after a checkpoint is saved.
+        directory. Going on gives bitwise the weights of a run that never stopped. Without `resume` a second call trains
+        on from the model and optimizer as they are, with a new count of steps; an output directory takes one run.
+        Raises DivergedError where the loss at a log step, or a weight to be saved, is not finite. Ctrl-C ends the step
+        in progress, saves, and raises KeyboardInterrupt; a second one interrupts at once and saves nothing.
         """
         train = as_loader(train, shuffle=True, seed=self.seed)
         if max_epochs is None and max_steps is None:
             raise ConfigurationError("fit expected max_epochs or max_steps")
+        for name, limit in (("max_epochs", max_epochs), ("max_steps", max_steps)):
+            if limit is not None and limit < 1:
+                raise ConfigurationError(f"fit expected {name} of at least 1, got {limit}")
         steps_per_epoch = -(-len(train) // self.accumulate_grad_batches)
         limits = [n for n in (max_steps, None if max_epochs is None else max_epochs * steps_per_epoch) if n is not None]
         self.total_steps = min(limits)
@@ -163,7 +174,7 @@ class Trainer:
         self.prepare(train.sample_shape)
         self._start(train, resume)
 
-        with self._closing_callbacks(), _deferred_interrupt() as interrupted:
+        with self._closing_callbacks(), deferred_interrupt() as interrupted:
             for callback in self.callbacks:
                 callback.on_fit_start(self)
             self._clock = time.perf_counter(), self.state.step, self.state.samples
@@ -179,7 +190,7 @@ class Trainer:
                         if self.state.step >= self.total_steps or self.should_stop or interrupted.is_set():
                             break
                 if interrupted.is_set():
-                    raise KeyboardInterrupt
+                    raise InterruptedBetweenSteps
         return self.history
 
     def prepare(self, sample_shape: tuple[int, ...]) -> None:
@@ -199,17 +210,16 @@ class Trainer:
 
     def _step(self, batches: list[Batch]) -> None:
         """One optimizer step from the gradient of one or several batches."""
-        targets = [self._targets(y) for _, y in batches]
+        inputs = [self._inputs(x) for x, _ in batches]
+        targets = [self._checked_targets(x, y) for x, (_, y) in zip(inputs, batches, strict=True)]
         counts = [self.loss.count(y) for y in targets]
         control = self.optimizer.control
         control[block.FORWARD_COUNTER] = self.state.step
         first_sample = 0
         with self._memory:
-            for (x, _), y in zip(batches, targets, strict=True):
+            for x, y in zip(inputs, targets, strict=True):
                 ctx = Context(training=True, sample_offset=first_sample, denominator=sum(counts), control_block=control)
-                x = self._inputs(x)
                 predictions = self.model.forward(x, ctx)
-                self.loss.check(tuple(predictions.shape), y)
                 value = self.loss.forward(predictions, self.device.from_host(y), ctx)
                 reduce.accumulate(self._loss_sum, value, control)
                 self.model.backward_parameters(self.loss.backward(ctx), ctx)
@@ -233,10 +243,11 @@ class Trainer:
         position = state.epoch + state.batch / batches_per_epoch
         if state.step % self.log_every_n_steps == 0 or state.step == self.total_steps:
             self._log(self._training_record(position))
-        last = state.step == self.total_steps
-        if valid is not None and (self.eval_trigger.fires(state.step, state.epoch, epoch_ended=epoch_ended) or last):
+        due = self.eval_trigger.fires(state.step, state.epoch, epoch_ended=epoch_ended)
+        if valid is not None and (due or state.step == self.total_steps):
             figures = self.evaluate(valid)
-            self.schedule.observe(figures["loss"])
+            if due:  # an evaluation that only the end of the run brings must not change how a longer run goes on
+                self.schedule.observe(figures["loss"])
             self._log({"step": state.step, "epoch": position, **{f"valid_{k}": v for k, v in figures.items()}})
             self._clock = time.perf_counter(), state.step, state.samples
         for callback in self.callbacks:
@@ -288,11 +299,11 @@ class Trainer:
         total = self.device.zeros((), np.float64)
         count = 0.0
         with self._averaged(), self._memory:
-            for x, y in loader.epoch(0):
-                y = self._targets(y)
+            for x, y in loader.in_order():
+                x = self._inputs(x)
+                y = self._checked_targets(x, y)
                 ctx = Context(denominator=self.loss.count(y))
-                predictions = self.model.forward(self._inputs(x), ctx)
-                self.loss.check(tuple(predictions.shape), y)
+                predictions = self.model.forward(x, ctx)
                 reduce.accumulate(total, self.loss.forward(predictions, self.device.from_host(y), ctx), ctx.control)
                 count += self.loss.count(y)
                 host = self.device.to_host(predictions)
@@ -326,36 +337,57 @@ class Trainer:
         """A host batch on the device, floating inputs in the dtype of the model; integers stay as they are."""
         return self.device.from_host(x.astype(self.dtype, copy=False) if x.dtype.kind == "f" else x)
 
-    def _targets(self, y: np.ndarray) -> np.ndarray:
-        return y.astype(self.dtype, copy=False) if y.dtype.kind == "f" else y
+    def _checked_targets(self, x: Array, y: np.ndarray) -> np.ndarray:
+        """Host targets, floating ones in the dtype of the model, checked against the shape that x will lead to."""
+        y = y.astype(self.dtype, copy=False) if y.dtype.kind == "f" else y
+        sample = tuple(x.shape[1:])
+        if sample not in self._output_shapes:
+            self._output_shapes[sample] = self.model.declare(sample)
+        self.loss.check((len(x), *self._output_shapes[sample]), y)
+        return y
 
     # Stopping and going on ------------------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
         """All that another Trainer, made alike, needs to go on from here; DivergedError where that is past saving."""
         self._running_loss()
+        weights = model_arrays(self.model)
+        for name, array in weights.items():
+            if not np.isfinite(array).all():
+                raise DivergedError(f"'{name}' is not finite at step {self.state.step}: nothing is left to save")
         self.state.loss_sum = float(self.device.to_host(self._loss_sum))
         state = {
             "position": asdict(self.state),
-            "data": self._data_identity,
+            "identity": self._identity,
             "schedule": self.schedule.state_dict(),
             "callbacks": {name: callback.state_dict() for name, callback in self._named_callbacks()},
             "history": self.history.records,
         }
         return Snapshot(
-            model=model_arrays(self.model),
+            model=weights,
             optimizer=self.optimizer.state_dict(),
             average={} if self.average is None else self.average.state_dict(),
             state=state,
         )
 
     def restore(self, snapshot: Snapshot, source: str = "checkpoint") -> None:
-        """Take over weights, optimizer, schedule, position and history; everything is checked before it changes."""
-        saved = snapshot.state.get("data")
-        if saved != self._data_identity:
-            raise CheckpointError(
-                f"the run was made with {saved}, this one has {self._data_identity}: it cannot go on bit for bit"
-            ).at(source)
+        """Take over weights, optimizer, schedule, position and history.
+
+        Raises CheckpointError where the run was made with other data or settings; then everything is as it was.
+        """
+        differing = {k: (snapshot.state["identity"].get(k), v) for k, v in self._identity.items()}
+        differing = {k: pair for k, pair in differing.items() if pair[0] != pair[1]}
+        if differing:
+            told = ", ".join(f"{name} {old} (now {new})" for name, (old, new) in differing.items())
+            raise CheckpointError(f"the run was made with {told}: it cannot go on bit for bit").at(source)
+        before = self.snapshot()
+        try:
+            self._take_over(snapshot, source)
+        except BPError as error:
+            self._take_over(before, source)
+            raise error.at(source) from error.__cause__
+
+    def _take_over(self, snapshot: Snapshot, source: str) -> None:
         load_model_arrays(self.model, snapshot.model, source)
         self.optimizer.load_state_dict(snapshot.optimizer)
         if self.average is not None:
@@ -364,7 +396,10 @@ class Trainer:
         for name, callback in self._named_callbacks():
             if name in snapshot.state["callbacks"]:
                 callback.load_state_dict(snapshot.state["callbacks"][name])
-        self.state = State(**snapshot.state["position"])
+        try:
+            self.state = State(**snapshot.state["position"])
+        except TypeError as error:
+            raise CheckpointError(f"expected the position of a run, got {snapshot.state['position']}") from error
         self._loss_sum[...] = self.state.loss_sum
         self.history.records = list(snapshot.state["history"])
 
@@ -378,24 +413,34 @@ class Trainer:
 
     def _start(self, train: Loader, resume: str | os.PathLike[str] | None) -> None:
         """Set the position to the beginning, or to where the checkpoint says."""
-        self.state, self.history = State(), History()
         self.should_stop = self.failed = False
-        self._loss_sum = self.device.zeros((), np.float64)
-        self._data_identity = {
+        self.optimizer.arena.consume_gradients()  # of a step that an error cut short
+        if self.average is not None and not self.average.updates:
+            self.average = ExponentialMovingAverage(self.model, self.average.decay)  # of the weights as they are now
+        self._identity = {
             "samples": train.num_samples,
             "batch_size": train.batch_size,
+            "shuffle": train.shuffle,
+            "weighted": train.weighted,
             "accumulate_grad_batches": self.accumulate_grad_batches,
             "data_seed": train.seed,
             "seed": self.seed,
+            "precision": str(self.dtype),
+            "ema_decay": self.ema_decay,
         }
         self.optimizer.control[block.SEED_LOW] = self.seed & 0xFFFFFFFF
         self.optimizer.control[block.SEED_HIGH] = (self.seed >> 32) & 0xFFFFFFFF
         self.schedule.setup(self.total_steps, self.optimizer.base_lr)
-        if resume is None:
-            return
-        folder = self._resume_folder(resume)
+        folder = None if resume is None else self._resume_folder(resume)
         if folder is not None:
             self.restore(read_snapshot(folder), str(folder))
+        elif self.output_dir is not None and step_folders(self.output_dir / "checkpoints"):
+            raise ConfigurationError(
+                f"{self.output_dir} holds the checkpoints of another run: resume it, or name another output_dir"
+            )
+        else:
+            self.state, self.history = State(), History()
+            self._loss_sum[...] = 0.0
 
     def _resume_folder(self, resume: str | os.PathLike[str]) -> Path | None:
         if str(resume) != "auto":
@@ -406,14 +451,15 @@ class Trainer:
 
     @contextmanager
     def _closing_callbacks(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException as error:
-            self.failed = not isinstance(error, KeyboardInterrupt)
-            raise
-        finally:
-            for callback in self.callbacks:
-                callback.on_fit_end(self)
+        """Call every callback at the end, whatever happens, even where one of them fails."""
+        with ExitStack() as stack:
+            for callback in reversed(self.callbacks):
+                stack.callback(callback.on_fit_end, self)
+            try:
+                yield
+            except BaseException as error:
+                self.failed = not isinstance(error, InterruptedBetweenSteps)
+                raise
 
 
 def as_loader(data: Data, *, batch_size: int = 32, shuffle: bool = False, seed: int = 0) -> Loader:
@@ -425,22 +471,3 @@ def as_loader(data: Data, *, batch_size: int = 32, shuffle: bool = False, seed: 
 
 def _trigger(every_n_steps: int | None) -> Trigger:
     return Trigger(1, "epoch") if every_n_steps is None else Trigger(every_n_steps, "step")
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, so that the step in progress ends whole; a second one interrupts at once."""
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted  # only the main thread receives signals
-        return
-
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        interrupted.set()
-        signal.signal(signal.SIGINT, before)
-
-    before: Any = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -14,10 +14,13 @@ from bp.checkpoint import find_checkpoint, step_folders
 from bp.errors import ConfigurationError
 
 
+def data():
+    x = np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32)
+    return x, (x[:, 0] > 0).astype(np.int64)
+
+
 def run(*callbacks, steps=12, valid=True, **settings):
-    generator = np.random.default_rng(0)
-    x = generator.standard_normal((40, 5)).astype(np.float32)
-    y = (x[:, 0] > 0).astype(np.int64)
+    x, y = data()
     trainer = bp.Trainer(
         bp.Sequential(bp.Linear(None, 2)),
         bp.CrossEntropyLoss(),
@@ -77,20 +80,19 @@ def test_progress_on_a_terminal_draws_a_bar():
     assert "valid_accuracy" in stream.getvalue()
 
 
-def test_jsonl_log_has_every_record_and_drops_what_a_resume_repeats(tmp_path):
+def test_jsonl_log_has_every_record(tmp_path):
     path = tmp_path / "deep" / "metrics.jsonl"
-    trainer = run(JSONLLog(path))
+    log = JSONLLog(path)
+    trainer = run(log)
     assert [json.loads(line) for line in path.read_text().splitlines()] == trainer.history.records
-    path.write_text(path.read_text() + '{"step": 1')  # cut short by a crash
-    trainer.state.step = 5
-    JSONLLog(path).on_fit_start(trainer)
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 4, 4]
-
-
-def test_jsonl_log_writes_valid_json_for_figures_that_are_not_numbers(tmp_path):
-    log = JSONLLog(tmp_path / "m.jsonl")
-    log.on_log(None, {"step": 1, "loss": float("nan"), "grad_norm": float("inf")})
-    assert json.loads((tmp_path / "m.jsonl").read_text()) == {"step": 1, "loss": None, "grad_norm": None}
+    # A run that goes on has the earlier records in its history; what a crash cut short is written again, whole.
+    path.write_text(path.read_text() + '{"step": 1')
+    log.on_fit_start(trainer)
+    trainer.history.append({"step": 13, "loss": float("nan"), "grad_norm": float("inf")})
+    log.on_log(trainer, trainer.history.records[-1])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines[:-1] == trainer.history.records[:-1]
+    assert lines[-1] == {"step": 13, "loss": None, "grad_norm": None}
 
 
 def test_curves_draws_a_picture(tmp_path):
@@ -98,6 +100,33 @@ def test_curves_draws_a_picture(tmp_path):
     run(Curves(tmp_path / "curves.png"))
     assert (tmp_path / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]
+
+
+def test_curves_can_be_drawn_while_training(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'bp[plot]'")
+    seen = []
+
+    class Look(bp.callbacks.Callback):
+        def on_step_end(self, trainer, *, epoch_ended):
+            seen.append((tmp_path / "curves.png").exists())
+
+    run(Curves(tmp_path / "curves.png", "every 2 epochs"), Look())
+    assert seen.index(True) == 7
+
+
+def test_every_callback_ends_even_where_one_fails(tmp_path):
+    class Broken(bp.callbacks.Callback):
+        def on_fit_end(self, trainer):
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        run(Broken(), ModelCheckpoint(tmp_path))
+    assert [p.name for p in step_folders(tmp_path)][-1] == "step-00000012"
+
+
+def test_a_monitor_that_is_never_measured_is_an_error():
+    with pytest.raises(ConfigurationError, match=r"EarlyStopping expected monitor .*'valid_loss', .*got 'val_loss'"):
+        run(bp.EarlyStopping("val_loss"))
 
 
 def test_curves_says_what_is_missing(tmp_path, monkeypatch, capsys):
@@ -131,6 +160,14 @@ def test_early_stopping_waits_its_patience():
 
     trainer = run(Worse(), bp.EarlyStopping(patience=2), eval_every_n_steps=1)
     assert trainer.state.step == 6
+
+
+def test_early_stopping_starts_afresh_with_every_run():
+    stopping = bp.EarlyStopping(patience=1, min_delta=10.0)
+    trainer = run(stopping, eval_every_n_steps=1)
+    assert trainer.state.step == 2
+    trainer.fit(bp.Loader(bp.ArrayDataset(*data()), 10), data(), max_steps=5)
+    assert trainer.state.step == 2
 
 
 def test_early_stopping_of_an_accuracy_rises():

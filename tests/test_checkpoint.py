@@ -7,10 +7,13 @@ import pytest
 
 import bp
 from bp.checkpoint import (
+    STATE_KEYS,
     Snapshot,
+    find_checkpoint,
     load_model_arrays,
     load_weights,
     model_arrays,
+    point_to,
     read_snapshot,
     save_weights,
     write_snapshot,
@@ -83,7 +86,7 @@ def snapshot():
     return Snapshot(
         model={"w": generator.standard_normal((3, 4)).astype(np.float32), "empty": np.zeros((0, 2))},
         optimizer={"m/w": generator.standard_normal(12)},
-        state={"position": {"step": 3, "loss_sum": 0.1 + 0.2}},
+        state={**dict.fromkeys(STATE_KEYS), "position": {"step": 3, "loss_sum": 0.1 + 0.2}},
     )
 
 
@@ -123,6 +126,7 @@ def truncate(path, size=20):
         (lambda f: truncate(f / "state.json"), r"state\.json: expected JSON, got a damaged file"),
         (lambda f: (f / "state.json").unlink(), "step-1: not a checkpoint"),
         (lambda f: (f / "state.json").write_text(json.dumps({"format": 99})), "expected checkpoint format 1, got 99"),
+        (lambda f: (f / "state.json").write_text('{"format": 1}'), "expected the keys position, .*schedule.* missing"),
         (lambda f: (f / "state.json").write_text("[]"), "expected checkpoint format 1, got list"),
     ],
 )
@@ -131,3 +135,33 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage, message):
     damage(tmp_path / "step-1")
     with pytest.raises(CheckpointError, match=message):
         read_snapshot(tmp_path / "step-1")
+
+
+def test_a_broken_pointer_to_the_last_step_falls_back_to_the_newest(tmp_path):
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2):
+        write_snapshot(folder / f"step-{step:08d}", snapshot())
+    point_to(folder / "last", "step-00000009")
+    point_to(folder / "best", "step-00000009")
+    assert find_checkpoint(tmp_path).name == "step-00000002"
+    assert find_checkpoint(tmp_path, "best") is None
+
+
+def test_a_run_copied_with_its_links_followed_can_go_on(tmp_path):
+    folder = tmp_path / "checkpoints"
+    write_snapshot(folder / "step-00000001", snapshot())
+    write_snapshot(folder / "last", snapshot())  # a folder where a link was
+    write_snapshot(folder / "step-00000002", snapshot())
+    point_to(folder / "last", "step-00000002")
+    assert find_checkpoint(tmp_path).name == "step-00000002"
+
+
+def test_weights_of_a_run_with_an_average_are_the_averages(tmp_path):
+    model, other = built(), built(seed=1)
+    averages = {f"average/{name}": array + 1 for name, array in model_arrays(model).items()}
+    state = dict.fromkeys(STATE_KEYS)
+    write_snapshot(
+        tmp_path / "s", Snapshot(model_arrays(model), {"m": np.zeros(1)}, averages | {"updates": np.ones(1)}, state)
+    )
+    load_weights(tmp_path / "s", other)
+    np.testing.assert_array_equal(other.left.weight.value, model.left.weight.value + 1)

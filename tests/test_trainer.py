@@ -9,6 +9,7 @@ import pytest
 import bp
 from bp.callbacks import Callback
 from bp.checking import tolerance
+from bp.checkpoint import find_checkpoint, step_folders
 from bp.trainer import DivergedError
 
 
@@ -141,6 +142,135 @@ def test_an_interrupt_ends_the_step_saves_and_can_be_resumed(tmp_path):
     np.testing.assert_array_equal(weights(second), weights(straight))
 
 
+def test_a_second_interrupt_within_a_step_saves_nothing(tmp_path):
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals reach the main thread only, and this runner uses another")
+
+    class Impatient(bp.SGD):
+        def update(self, values, gradients):
+            super().update(values, gradients)
+            if self.control[bp.ops.control.APPLIED_STEP] == 3:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(optimizer=Impatient(lr=0.1), output_dir=tmp_path, save_every_n_steps=1).fit(loader(), max_steps=10)
+    assert [p.name for p in step_folders(tmp_path / "checkpoints")] == ["step-00000001", "step-00000002"]
+
+
+def test_resume_into_another_folder_saves_there(tmp_path):
+    trainer(output_dir=tmp_path / "a").fit(loader(), problem(), max_steps=7)
+    second = trainer(output_dir=tmp_path / "b")
+    second.fit(loader(), problem(), max_steps=7, resume=tmp_path / "a")
+    assert find_checkpoint(tmp_path / "b").name == "step-00000007"
+    third = trainer(output_dir=tmp_path / "b", save_total_limit=1)
+    third.fit(loader(), problem(), max_steps=21, resume="auto")
+    assert find_checkpoint(tmp_path / "b").name == "step-00000021"
+    assert find_checkpoint(tmp_path / "b", "best") is not None
+    assert len((tmp_path / "b" / "metrics.jsonl").read_text().splitlines()) == len(third.history)
+
+
+def test_a_folder_that_holds_a_run_takes_no_other(tmp_path):
+    trainer(output_dir=tmp_path).fit(loader(), max_steps=3)
+    log = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(bp.errors.ConfigurationError, match="holds the checkpoints of another run"):
+        trainer(output_dir=tmp_path).fit(loader(), max_steps=3)
+    assert (tmp_path / "metrics.jsonl").read_text() == log
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"precision": "fp32"}, r"precision float64 \(now float32\)"),
+        ({"ema_decay": 0.9}, r"ema_decay None \(now 0.9\)"),
+        ({"seed": 3}, r"seed 0 \(now 3\)"),
+        ({"optimizer": bp.SGD(lr=0.1, momentum=0.9)}, "SGD"),
+    ],
+)
+def test_resume_with_other_settings_is_refused_and_changes_nothing(tmp_path, settings, named):
+    trainer(output_dir=tmp_path).fit(loader(), max_steps=4)
+    run = trainer(**settings)
+    run.fit(loader(), max_steps=2)
+    before, history = weights(run), figures(run.history)
+    with pytest.raises(bp.errors.CheckpointError, match=named):
+        run.fit(loader(), max_steps=8, resume=tmp_path)
+    np.testing.assert_array_equal(weights(run), before)
+    assert figures(run.history) == history and run.state.step == 2
+
+
+def test_the_step_after_a_failed_one_has_a_gradient_of_its_own():
+    clean, failed = trainer(accumulate_grad_batches=2), trainer(accumulate_grad_batches=2)
+
+    class Failing(bp.CrossEntropyLoss):
+        calls = 0
+
+        def forward(self, predictions, targets, ctx):
+            self.calls += 1
+            if self.calls == 2:
+                raise bp.errors.DataError("planted")
+            return super().forward(predictions, targets, ctx)
+
+    failed.loss = Failing()
+    with pytest.raises(bp.errors.DataError, match="planted"):
+        failed.fit(loader(), max_steps=1)
+    failed.fit(loader(), max_steps=1)
+    clean.fit(loader(), max_steps=1)
+    np.testing.assert_array_equal(weights(failed), weights(clean))
+
+
+def test_bad_labels_leave_running_statistics_alone():
+    x, y = problem()
+    y[3] = 7
+    run = trainer(bp.Sequential(bp.Linear(None, 4), bp.BatchNorm1d(), bp.Linear(None, 3)))
+    run.prepare((6,))
+    before = run.model[1].running_mean.value.copy()
+    with pytest.raises(bp.errors.DataError, match="got 7 at index"):
+        run.fit((x, y), max_steps=3)
+    np.testing.assert_array_equal(run.model[1].running_mean.value, before)
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    class Spike(bp.SGD):
+        def update(self, values, gradients):
+            super().update(values, gradients)
+            if self.control[bp.ops.control.APPLIED_STEP] == 3:
+                self.arena.parameters[0].value[0, 0] = np.nan
+
+    run = trainer(optimizer=Spike(lr=0.1), output_dir=tmp_path, save_every_n_steps=1, save_total_limit=1)
+    with pytest.raises(DivergedError, match=r"'0\.weight' is not finite at step 3"):
+        run.fit(loader(), max_steps=9)
+    assert [p.name for p in step_folders(tmp_path / "checkpoints")] == ["step-00000002"]
+
+
+def test_evaluate_takes_every_sample_once():
+    run = trainer()
+    whole = run.evaluate(problem())
+    assert run.evaluate(loader(drop_last=True, batch_size=32)) == pytest.approx(whole)
+    assert run.evaluate(loader(weights=np.arange(70.0))) == pytest.approx(whole)
+
+
+def test_an_average_starts_from_the_weights_that_training_starts_from():
+    run = trainer(ema_decay=0.99)
+    run.evaluate(problem())
+    for parameter in run.model.arena.parameters:
+        parameter.value = np.zeros(parameter.shape)
+    run.fit(loader(), max_steps=1)
+    assert np.abs(run.average.averages).max() <= 0.01 * np.abs(weights(run)).max() + 1e-12
+
+
+def test_an_extra_evaluation_at_the_end_does_not_change_how_a_longer_run_goes_on(tmp_path):
+    def make(folder):
+        schedule = bp.ReduceOnPlateau(factor=0.5, patience=0)
+        return trainer(schedule=schedule, optimizer=bp.SGD(lr=2.0), output_dir=folder)
+
+    straight = make(tmp_path / "straight")
+    straight.fit(loader(), problem(), max_steps=28)
+    make(tmp_path / "resumed").fit(loader(), problem(), max_steps=10)
+    resumed = make(tmp_path / "resumed")
+    resumed.fit(loader(), problem(), max_steps=28, resume="auto")
+    np.testing.assert_array_equal(weights(resumed), weights(straight))
+
+
 def test_resume_with_other_data_is_refused_and_changes_nothing(tmp_path):
     trainer(output_dir=tmp_path).fit(loader(), max_steps=4)
     run = trainer()
@@ -217,7 +347,12 @@ def test_by_hand_equals_the_trainer():
     [
         ({"precision": "bf16"}, "precision 'bf16' is not available on device 'cpu'.*need a GPU"),
         ({"device": "tpu"}, "device 'tpu' is not one that bp has"),
-        ({"accumulate_grad_batches": 0}, "accumulate_grad_batches of at least 1, got 0"),
+        ({"accumulate_grad_batches": 0}, "accumulate_grad_batches to be an integer of at least 1, got 0"),
+        ({"log_every_n_steps": 2.5}, "log_every_n_steps to be an integer of at least 1, got 2.5"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm > 0, got -1.0"),
+        ({"clip_value": 0.0}, "clip_value > 0, got 0.0"),
+        ({"ema_decay": 1.5}, r"ema_decay in \[0, 1\), got 1.5"),
+        ({"seed": -1}, "seed in"),
         ({"loss": bp.CrossEntropyLoss(reduction="none")}, "reduction 'mean' or 'sum', got 'none'"),
     ],
 )

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 class Callback:
     """Methods that the Trainer calls at fixed points; a callback overrides those it needs.
 
-    `trainer.state` has the step, epoch and best figures; setting `trainer.should_stop` ends the run after the
-    current step. Callbacks run in the order given.
+    `trainer.state` has the step and epoch, `trainer.history` the figures; setting `trainer.should_stop` ends the run
+    after the current step. Callbacks run in the order given.
     """
 
     def on_fit_start(self, trainer: "Trainer") -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bp.callbacks.callback import Callback
+from bp.callbacks.trigger import Trigger
 from bp.history import History
 
 if TYPE_CHECKING:
@@ -14,13 +15,21 @@ MISSING = "curves.png is not drawn: matplotlib is not installed; pip install 'bp
 
 
 class Curves(Callback):
-    """Draws `path` (PNG) when the run ends: losses on top, metrics, and the learning rate, all over steps.
+    """Draws `path` (PNG): losses on top, metrics, and the learning rate, all over steps.
 
+    trigger: when to draw it, beside the end of the run ("every 10 epochs"; a drawing takes some tenths of a second).
     Without matplotlib it draws nothing and says so once.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], trigger: str | Trigger | None = None) -> None:
         self.path = Path(path)
+        self.trigger = None if trigger is None else Trigger.parse(trigger)
+
+    def on_step_end(self, trainer: "Trainer", *, epoch_ended: bool) -> None:
+        if self.trigger is not None and self.trigger.fires(
+            trainer.state.step, trainer.state.epoch, epoch_ended=epoch_ended
+        ):
+            self.on_fit_end(trainer)
 
     def on_fit_end(self, trainer: "Trainer") -> None:
         if not trainer.history.records:

@@ -16,6 +16,13 @@ def lower_is_better(name: str) -> bool:
     return any(part in name for part in ("loss", "error"))
 
 
+def expect_monitor(callback: Callback, monitor: str, record: Record) -> None:
+    """Raise ConfigurationError where an evaluation lacks the figure that a callback watches."""
+    figures = [name for name in record if name.startswith("valid_")]
+    if figures:
+        raise ConfigurationError(f"{type(callback).__name__} expected monitor to be one of {figures}, got '{monitor}'")
+
+
 class EarlyStopping(Callback):
     """Stops after `patience` evaluations in a row without an improvement of `monitor` by more than `min_delta`.
 
@@ -40,12 +47,15 @@ class EarlyStopping(Callback):
         self.waited = 0
 
     def on_fit_start(self, trainer: "Trainer") -> None:
+        if trainer.state.step == 0:
+            self.best, self.waited = math.inf, 0
         # A run that stopped early and is resumed has nothing left to do.
         if self.waited >= self.patience:
             trainer.should_stop = True
 
     def on_log(self, trainer: "Trainer", record: Record) -> None:
         if self.monitor not in record:
+            expect_monitor(self, self.monitor, record)
             return
         value = self.sign * record[self.monitor]
         if value < self.best - self.min_delta:

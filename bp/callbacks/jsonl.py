@@ -16,31 +16,29 @@ if TYPE_CHECKING:
 class JSONLLog(Callback):
     """Appends records to `path` as they come, flushed line by line, so a crash loses nothing that was logged.
 
-    A run that resumes at step s drops the lines after s (they will be written again) and keeps the earlier ones; a
-    fresh run starts an empty file. Non-finite figures are written as null: JSON has no NaN.
+    The first record of a run writes the file anew from the history, which after a resume begins with the records of
+    the run that goes on. Figures that are not finite are written as null: JSON has no NaN.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._started = False
 
     def on_fit_start(self, trainer: "Trainer") -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = []
-        if trainer.state.step > 0 and self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step(line) <= trainer.state.step]
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text("".join(line + "\n" for line in kept))
-        os.replace(partial, self.path)
+        self._started = False
 
     def on_log(self, trainer: "Trainer", record: Record) -> None:
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps(finite, allow_nan=False) + "\n")
+        if self._started:
+            with self.path.open("a") as file:
+                file.write(_line(record))
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(self.path.name + ".partial")
+        partial.write_text("".join(_line(earlier) for earlier in trainer.history))
+        os.replace(partial, self.path)
+        self._started = True
 
 
-def _step(line: str) -> float:
-    """The step of a line; a line that a crash cut short counts as after everything."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+def _line(record: Record) -> str:
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"

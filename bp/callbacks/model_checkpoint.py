@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bp.callbacks.callback import Callback
-from bp.callbacks.early_stopping import lower_is_better
+from bp.callbacks.early_stopping import expect_monitor, lower_is_better
 from bp.callbacks.trigger import Trigger
 from bp.checkpoint import point_to, step_folders, write_snapshot
 from bp.errors import ConfigurationError
@@ -38,15 +38,21 @@ class ModelCheckpoint(Callback):
         self.save_total_limit = save_total_limit
         self.best: float | None = None
         self.best_step: int | None = None
-        self._saved_step = -1
+        self._saved_now = (-1, -1)  # step and samples of the last save
         self._new_best = False
 
     def on_fit_start(self, trainer: "Trainer") -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._saved_step = trainer.state.step if trainer.state.step else -1
+        self._new_best = False
+        best = None if self.best_step is None else self._name(self.best_step)
+        if trainer.state.step == 0 or best is None or not self._saved(best):
+            self.best = self.best_step = None  # of another run, or in another folder: not to be had here
+        else:
+            point_to(self.folder / "best", best)
 
     def on_log(self, trainer: "Trainer", record: Record) -> None:
         if self.monitor not in record:
+            expect_monitor(self, self.monitor, record)
             return
         value = record[self.monitor]
         sign = 1.0 if lower_is_better(self.monitor) else -1.0
@@ -65,19 +71,26 @@ class ModelCheckpoint(Callback):
 
     def save(self, trainer: "Trainer") -> None:
         """Save the current step unless it is saved already, move the pointers, and drop what is over the limit."""
-        name = f"step-{trainer.state.step:08d}"
-        if self._saved_step != trainer.state.step:
+        name = self._name(trainer.state.step)
+        if self._saved_now != (trainer.state.step, trainer.state.samples) or not self._saved(name):
             write_snapshot(self.folder / name, trainer.snapshot())
-            self._saved_step = trainer.state.step
+            self._saved_now = trainer.state.step, trainer.state.samples
         point_to(self.folder / "last", name)
         if self._new_best:
             point_to(self.folder / "best", name)
             self._new_best = False
         if self.save_total_limit is not None:
-            kept = {name, f"step-{self.best_step:08d}" if self.best_step is not None else name}
+            kept = {name, (self.folder / "best").resolve().name}
+            kept = {n for n in kept if self._saved(n)}
             others = [folder for folder in step_folders(self.folder) if folder.name not in kept]
             for folder in others[: max(0, len(others) + len(kept) - self.save_total_limit)]:
                 shutil.rmtree(folder)
+
+    def _name(self, step: int) -> str:
+        return f"step-{step:08d}"
+
+    def _saved(self, name: str) -> bool:
+        return (self.folder / name / "state.json").exists()
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_step": self.best_step}

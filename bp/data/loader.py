@@ -66,6 +66,11 @@ class Loader:
         return -(-self.num_samples // self.batch_size)
 
     @property
+    def weighted(self) -> bool:
+        """Whether samples are drawn by weight."""
+        return self._cumulative is not None
+
+    @property
     def num_samples(self) -> int:
         """Samples an epoch."""
         count = len(self.dataset)
