@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "bp"
 # because a device imports what is declared there; a call goes the other way, through `ops.operation`.
 ORDER = [
     ["errors"],
-    ["ops", "registry", "recipes", "schedules", "history"],
+    ["ops", "registry", "recipes", "schedules", "history", "interruption"],
     ["cpu", "initializers", "metrics", "data"],
     ["layers"],
     ["losses", "optimizers", "models", "checkpoint", "checking"],
