@@ -122,3 +122,13 @@ def test_wrong_dtype_and_shape():
         layer.backward(np.zeros((2, 3, 3), np.float32), ctx)
     with pytest.raises(bp.errors.ConfigurationError, match=r"Embedding expected padding_idx in 0\.\.4, got 5"):
         bp.Embedding(5, 3, padding_idx=5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_extreme_gradients_sum_without_a_warning(dtype, monkeypatch):
+    monkeypatch.setattr(native, "kernels", None)
+    largest = np.finfo(dtype).max
+    dy = np.array([[largest], [largest], [np.inf], [-np.inf]], dtype)
+    dweight = np.zeros((2, 1), dtype)
+    ops.embedding_backward_parameters(dy, np.array([0, 0, 1, 1]), dweight, None, False)
+    np.testing.assert_array_equal(dweight, [[np.inf], [np.nan]])

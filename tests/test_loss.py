@@ -10,8 +10,10 @@ from loss_cases import CASES, term_weights, value_and_gradient
 from table import assert_close
 
 import bp
+import bp.ops.loss as ops
 from bp.checking import tolerance
 from bp.cpu import native
+from bp.ops import control as block
 
 
 def with_reductions(function):
@@ -264,3 +266,29 @@ def test_native_result_does_not_depend_on_the_number_of_threads():
         for threads in ("1", "3")
     }
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_nan_in_a_row_without_weight_leaves_no_gradient(smoothing, dtype):
+    x = np.array([[np.nan, 1, 2], [np.inf, 0, 1], [-np.inf] * 3], dtype)
+    weight = [0, 0, 0] if smoothing else [0, 1, 1]
+    for t in (np.zeros(3, np.int64), np.array([[1, 0, 0]] * 3, dtype)):
+        loss = bp.CrossEntropyLoss(weight=weight, label_smoothing=smoothing, reduction="sum")
+        value, gradient = value_and_gradient(loss, x, t)
+        assert value == 0
+        np.testing.assert_array_equal(gradient, np.zeros((3, 3)))
+
+
+def test_a_huge_unsigned_label_is_not_the_one_to_ignore(dtype):
+    labels = np.array([0, 2**64 - 100], np.uint64)
+    with pytest.raises(bp.errors.DataError, match=rf"got {2**64 - 100} at index \(1,\)"):
+        bp.CrossEntropyLoss().forward(np.zeros((2, 3), dtype), labels, bp.Context(training=True))
+
+
+def test_class_weight_need_not_be_contiguous(dtype):
+    x, labels = np.random.default_rng(0).standard_normal((4, 3)).astype(dtype), np.array([0, 1, 2, 1])
+    weight = np.arange(6, dtype=dtype)[::2]
+    control = np.ones(block.SIZE)
+    results = [ops.softmax_cross_entropy(x, labels, w, control, -100, 0.1, True) for w in (weight, weight.copy())]
+    for actual, expected in zip(*results, strict=True):
+        np.testing.assert_array_equal(actual, expected)

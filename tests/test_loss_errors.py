@@ -117,6 +117,17 @@ def test_targets_that_do_not_fit(loss, shape, targets, error, message):
     assert np.isfinite(loss.count(targets))
 
 
+@pytest.mark.parametrize("targets", [np.zeros(4), np.zeros(4, bool)], ids=["float", "bool"])
+@pytest.mark.parametrize("make", [bp.NLLLoss, bp.CrossEntropyLoss])
+def test_labels_that_cannot_be_looked_up_among_the_weights(make, targets):
+    loss = make(weight=[1.0, 2.0, 3.0])
+    if make is bp.NLLLoss or targets.dtype == bool:  # floats are distributions to CrossEntropyLoss
+        with pytest.raises(DtypeError, match=rf"{loss.label} expected integer labels, got {targets.dtype}"):
+            loss.count(targets)
+    with pytest.raises(BPError):
+        loss.check((4, 3), targets)
+
+
 @pytest.mark.parametrize(
     ("loss", "x", "t", "message"),
     [

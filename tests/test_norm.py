@@ -218,14 +218,15 @@ LAYERS = {
 }
 
 
-def run(make, x, dtype, *, twice=False):
-    """(y, dx, gradients) of one training pass; `twice` adds the gradients of a second one."""
+def run(make, x, dtype, *, dy=None, twice=False):
+    """(y, dx, gradients) of one training pass; `twice` adds the gradients of a second one. dy: random, where None."""
     layer = make()
     layer.build(x.shape[1:], dtype=dtype)
     generator = np.random.default_rng(3)
     for _, parameter in layer.named_parameters():
         parameter.value = parameter.value + 0.5 * generator.standard_normal(parameter.shape)
-    dy = generator.standard_normal(x.shape).astype("float32")
+    if dy is None:
+        dy = generator.standard_normal(x.shape).astype("float32")
     for _ in range(2 if twice else 1):
         ctx = bp.Context(training=True)
         y = layer.forward(x.astype(dtype), ctx)
@@ -242,12 +243,86 @@ def either(request, monkeypatch):
         pytest.skip("the native extension is not built")
 
 
-@pytest.mark.parametrize("name", ["batch", "layer", "group"])
-def test_large_mean_and_small_variance_do_not_cancel(name, either):
-    x = (1e4 + np.random.default_rng(0).standard_normal((8, 9, 7, 64))).astype("float32")
-    longest = x.size // x.shape[-1] if name == "batch" else 63 * 32
-    for actual, expected in zip(run(LAYERS[name], x, "float32"), run(LAYERS[name], x, "float64"), strict=True):
+def large_mean(kind, shape):
+    """Normal numbers about 10,000, or 2^20 and every other time the next float32: a mean that no float32 holds."""
+    if kind == "normal":
+        return (1e4 + np.random.default_rng(0).standard_normal(shape)).astype("float32")
+    return (2.0**20 + 2.0**-3 * (np.indices(shape).sum(axis=0) % 2)).astype("float32")
+
+
+# Gradients that have nothing to do with x hide what is projected out of them: sums of dy and of dy xhat are near 0.
+@pytest.mark.parametrize("gradient", ["random", "along-x"])
+@pytest.mark.parametrize("kind", ["normal", "step"])
+@pytest.mark.parametrize("name", ["batch", "layer", "group", "plain-batch", "plain-layer"])
+def test_large_mean_and_small_variance_do_not_cancel(name, kind, gradient, either):
+    x = large_mean(kind, (8, 9, 7, 64))
+    longest = x.size // x.shape[-1] if name.endswith("batch") else 64 if name.endswith("layer") else 63 * 32
+    noise = 0.01 * np.random.default_rng(1).standard_normal(x.shape)
+    dy = None if gradient == "random" else (x - x.mean(dtype=np.float64) + noise).astype("float32")
+    results = (run(LAYERS[name], x, dtype, dy=dy) for dtype in ("float32", "float64"))
+    for actual, expected in zip(*results, strict=True):
         assert_close(actual, expected, tolerance("float32", longest))
+
+
+RUN = 128  # terms that native kernels sum in float32 alone; NumPy takes none
+
+
+def long_row(kind, columns):
+    generator = np.random.default_rng(0)
+    if kind == "two-values":
+        return generator.choice(np.array([-1.1, 1.1], "float32"), (2, columns))
+    return np.maximum(generator.standard_normal((2, columns)), 0).astype("float32")
+
+
+# The allowance is that of a short row, at a length at which a sum in float32 alone is off by far more.
+@pytest.mark.parametrize("kind", ["two-values", "relu"])
+@pytest.mark.parametrize("columns", [1 << 16, 1_000_003])
+def test_statistics_of_long_rows(columns, kind, either):
+    x = long_row(kind, columns)
+    mean, variance = x.mean(axis=1, dtype=np.float64), x.var(axis=1, dtype=np.float64)
+    _, actual_mean, rstd = ops.layer_norm(x, None, None, 1, 0.0)
+    assert_close(rstd, 1 / np.sqrt(variance), tolerance("float32"))
+    assert_close(actual_mean, mean, tolerance("float32"))
+    _, rstd = ops.rms_norm(x, None, 1, 0.0)
+    assert_close(rstd, 1 / np.sqrt(np.square(x, dtype=np.float64).mean(axis=1)), tolerance("float32"))
+
+
+@pytest.mark.parametrize("kind", ["two-values", "relu"])
+def test_gradients_of_long_rows(kind, either):
+    x = long_row(kind, 1 << 18)
+    for operation, backward in ((ops.layer_norm, ops.layer_norm_backward), (ops.rms_norm, ops.rms_norm_backward)):
+        rest = (None,) if operation is ops.rms_norm else (None, None)
+        dx = []
+        for dtype in ("float32", "float64"):
+            _, *saved = operation(x.astype(dtype), *rest, 1, 1e-5)
+            dx.append(backward((x + 1).astype(dtype), x.astype(dtype), None, *saved, *rest, False))
+        assert_close(dx[0], dx[1], tolerance("float32", RUN))
+
+
+def test_sums_over_many_rows(either):
+    """dgamma and dbeta of one sign: errors that only ever go one way add up."""
+    x = np.full((1 << 18, 2), [[-1.0, 1.0]], "float32")
+    dy = np.full_like(x, 0.1)
+    _, mean, rstd = ops.layer_norm(x, None, None, 1, 0.0)
+    dgamma, dbeta = np.zeros(2, "float32"), np.zeros(2, "float32")
+    ops.layer_norm_backward(dy, x, None, mean, rstd, dgamma, dbeta, False)
+    total = dy[:, 0].sum(dtype=np.float64)
+    np.testing.assert_allclose(dgamma, [-total, total], rtol=tolerance("float32", RUN))
+    np.testing.assert_allclose(dbeta, [total, total], rtol=tolerance("float32", RUN))
+
+    x[::2] *= -1
+    _, mean, rstd = ops.batch_norm(x, None, None, None, None, True, 0.1, 0.0)
+    dx = ops.batch_norm_backward(dy, x, None, mean, rstd, None, None, False, True)
+    np.testing.assert_allclose(dx, np.zeros_like(x), atol=0.1 * tolerance("float32", RUN))
+
+
+def test_one_element_has_no_gradient(either):
+    generator = np.random.default_rng(0)
+    x, dy = generator.standard_normal((2, 50, 7)).astype("float32")
+    gamma = generator.standard_normal(7).astype("float32")
+    _, mean, rstd = ops.group_norm(x, gamma, None, 7, 1e-5)
+    dx = ops.group_norm_backward(dy, x, gamma, mean, rstd, None, None, False)
+    np.testing.assert_array_equal(dx, np.zeros_like(x))
 
 
 @pytest.mark.parametrize("channels", [2, 6, 16, 48, 64, 66, 130])
@@ -385,7 +460,6 @@ def test_parameters_are_weight_and_bias_without_decay(name):
         (lambda: bp.LayerNorm(), (), r"at least one axis"),
         (lambda: bp.RMSNorm((3, 2)), (2, 3), r"last sizes \(3, 2\)"),
         (lambda: bp.GroupNorm(4), (6,), r"expected channels that 4 groups divide"),
-        (lambda: bp.GroupNorm(0), (6,), r"expected channels that 0 groups divide"),
         (lambda: bp.GroupNorm(2, 4), (6,), r"expected 4 channels"),
     ],
 )
@@ -433,3 +507,45 @@ def test_running_statistics_come_in_pairs_and_are_needed_in_inference():
         ops.batch_norm(x, None, None, ones, None, True, 0.1, 1e-5)
     with pytest.raises(bp.errors.ConfigurationError, match="expected running statistics in inference"):
         ops.batch_norm(x, None, None, None, None, False, 0.1, 1e-5)
+
+
+def run_backward(name, x, **changed):
+    """A backward with arguments that fit (3 samples of 4 channels, 2 groups), but for those that `changed` names."""
+    rows, channels, groups = np.zeros(3), np.zeros(4), np.zeros((3, 2))
+    statistic = {"batch_norm": channels, "group_norm": groups}.get(name, rows)
+    arguments = {"dy": x, "x": x, "gamma": channels, "mean": statistic, "rstd": statistic}
+    arguments |= {"dgamma": channels.copy(), "dbeta": channels.copy(), "accumulate": False, "training": True}
+    if name == "rms_norm":
+        del arguments["mean"], arguments["dbeta"]
+    if name != "batch_norm":
+        del arguments["training"]
+    return getattr(ops, f"{name}_backward")(*(arguments | changed).values())
+
+
+ALL, CENTRED = ["layer_norm", "rms_norm", "group_norm", "batch_norm"], ["layer_norm", "group_norm", "batch_norm"]
+BAD_BACKWARDS = [
+    *((name, {"dy": np.zeros((3, 5))}, r"dy of shape \(3, 4\), got \(3, 5\)") for name in ALL),
+    *((name, {"gamma": np.zeros(3)}, r"gamma of shape \(4,\), got \(3,\)") for name in ALL),
+    *((name, {"dgamma": np.zeros(3)}, r"dgamma of shape \(4,\), got \(3,\)") for name in ALL),
+    *((name, {"dbeta": np.zeros((1, 4))}, r"dbeta of shape \(4,\), got \(1, 4\)") for name in CENTRED),
+    *((name, {"dgamma": np.zeros(8)[::2]}, r"a C-contiguous dgamma, got strides \(16,\)") for name in ALL),
+    *((name, {"dbeta": np.zeros(8)[::2]}, r"a C-contiguous dbeta, got strides \(16,\)") for name in CENTRED),
+    *((name, {"dy": np.zeros((3, 4), "float32")}, "dy of dtype float64 like x, got float32") for name in ALL),
+    ("layer_norm", {"mean": np.zeros(2)}, r"mean of shape \(3,\), got \(2,\)"),
+    ("layer_norm", {"rstd": np.zeros(2)}, r"rstd of shape \(3,\), got \(2,\)"),
+    ("rms_norm", {"rstd": np.zeros(2)}, r"rstd of shape \(3,\), got \(2,\)"),
+    ("group_norm", {"mean": np.zeros((2, 2))}, r"mean of shape \(3, 2\), got \(2, 2\)"),
+    ("group_norm", {"mean": np.zeros(3)}, r"mean of shape \(3, 3\), got \(3,\)"),
+    ("group_norm", {"rstd": np.zeros((3, 4))}, r"rstd of shape \(3, 2\), got \(3, 4\)"),
+    ("group_norm", {"mean": np.zeros((3, 3)), "rstd": np.zeros((3, 3))}, r"channels that 3 groups divide"),
+    ("group_norm", {"mean": np.zeros((3, 0)), "rstd": np.zeros((3, 0))}, r"channels that 0 groups divide"),
+    ("batch_norm", {"mean": np.zeros(1)}, r"mean of shape \(4,\), got \(1,\)"),
+    ("batch_norm", {"rstd": np.zeros((1, 4))}, r"rstd of shape \(4,\), got \(1, 4\)"),
+]
+
+
+@pytest.mark.parametrize(("name", "changed", "message"), BAD_BACKWARDS)
+def test_backward_arguments_that_do_not_fit(name, changed, message):
+    run_backward(name, np.zeros((3, 4)))
+    with pytest.raises(bp.errors.BPError, match=f"{name}_backward expected {message}"):
+        run_backward(name, np.zeros((3, 4)), **changed)

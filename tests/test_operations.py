@@ -52,6 +52,17 @@ def test_a_call_with_something_that_is_no_array():
             ops.linear(wrong, np.ones((1, 1)), None)
 
 
+def test_a_subclass_of_an_array_runs_where_the_array_does(tmp_path):
+    import bp.ops.linear as ops
+
+    x = np.memmap(tmp_path / "x", np.float32, "w+", shape=(4, 3))
+    x[...] = np.arange(12).reshape(4, 3)
+    weight = np.ones((2, 3), np.float32)
+    y = ops.linear(x, weight, None)
+    assert type(y) is np.ndarray
+    np.testing.assert_array_equal(y, ops.linear(np.array(x), weight, None))
+
+
 class OtherArray:
     """An array of a device that has no operations."""
 

@@ -153,14 +153,38 @@ def test_the_first_matching_group_applies():
     optimizer = bp.SGD(0.1, groups=groups, weight_decay=0.2, l1=0.3).setup(model)
     rows = {name: np.array(optimizer.row(p))[0].tolist() for name, p in model.named_parameters()}
     assert rows == {
-        "0.weight": [3.0, 0.0, 0.5, 0.0],
+        "0.weight": [3.0, 0.0, 0.5, 0.3],
         "0.bias": [1.0, 0.0, 0.0, 0.0],  # a bias is not decayed and has no penalty
-        "1.weight": [0.0, 0.0, 0.2, 0.0],
+        "1.weight": [0.0, 0.0, 0.2, 0.3],
         "1.bias": [0.0, 0.0, 0.0, 0.0],
     }
     before = np.array(model[1].weight.value)
     step(model, optimizer, 0)
     np.testing.assert_array_equal(model[1].weight.value, before)
+
+
+@pytest.mark.parametrize("make", [bp.SGD, bp.AdamW])
+def test_what_a_group_leaves_open_is_inherited(make):
+    model = network("float64")
+
+    def row(parameter, **group):
+        groups = [bp.Group("0.*", lr_factor=0.1, **group)]
+        optimizer = make(weight_decay=0.5, l2=1e-2, l1=1e-3, groups=groups).setup(model)
+        lr_factor, decay, l2, l1 = np.array(optimizer.row(parameter))[0].tolist()
+        assert lr_factor == 0.1
+        return (decay + l2, l1)
+
+    assert row(model[0].weight) == (0.51, 1e-3)
+    assert row(model[0].bias) == (0.0, 0.0)  # never decayed, unless the group says so
+    assert row(model[0].weight, l2=0.0, l1=0.0) == (0.5, 0.0)
+    assert row(model[0].weight, weight_decay=0.0, l2=0.25) == (0.25, 1e-3)
+    assert row(model[0].bias, l2=0.25, l1=0.125) == (0.25, 0.125)
+
+
+def test_a_pattern_of_muon_that_matches_nothing_is_an_error():
+    with pytest.raises(bp.errors.ConfigurationError, match=r"Muon has an adamw pattern 'head\.\*' that matches no"):
+        bp.Muon(adamw=["1.*", "head.*"]).setup(network())
+    bp.Muon(adamw=["1.*", "*.bias"]).setup(network())
 
 
 def test_a_group_that_matches_nothing_is_an_error():

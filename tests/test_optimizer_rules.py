@@ -278,12 +278,12 @@ def test_gradients_that_no_backward_wrote_count_as_zero(rule):
     np.testing.assert_array_equal(model.arena.values, other.arena.values)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "muon"])  # its pattern names a third layer
 def test_a_model_without_parameters_and_an_empty_parameter(rule):
     empty = bp.Sequential(bp.ReLU())
     empty.build((3,))
     RULES[rule][0]().setup(empty).step()
-    model = bp.Sequential(bp.Linear(0, 2))
+    model = bp.Sequential(bp.Linear(None, 2))
     model.build((0,), dtype="float64")
     optimizer = RULES[rule][0]().setup(model)
     model[0].bias.grad = np.ones(2)

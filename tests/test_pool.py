@@ -10,6 +10,7 @@ import pytest
 from table import LAYER_CHECKS, Case, assert_close
 
 import bp
+import bp.ops.pool as ops
 from bp.checking import tolerance
 from bp.cpu import native
 
@@ -172,6 +173,17 @@ def test_average_spreads_nan_and_infinity_no_further_than_the_window(value, eith
     np.testing.assert_array_equal(bp.GlobalAvgPool2d()(x), [[1, value]])
 
 
+# The allowance is that of a small window, at a size at which a sum in float32 alone is off by far more.
+@pytest.mark.parametrize("size", [11, 12, 16, 224])
+def test_average_of_a_large_window(size, either):
+    x = np.full((2, size, size, 3), 0.1, "float32")
+    for layer in (bp.AvgPool2d(size), bp.AvgPool2d(size, 1, 1), bp.GlobalAvgPool2d()):
+        count = size * size
+        y = layer(x)
+        middle = y if y.ndim == 2 else y[:, y.shape[1] // 2, y.shape[2] // 2]
+        np.testing.assert_allclose(middle, x[:, 0, 0], rtol=tolerance("float32", min(count, 128)))
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4, 16, 23, 48])
 @pytest.mark.parametrize(
     "layer",
@@ -272,3 +284,20 @@ def test_input_errors(make, shape, message):
     layer = make()
     with pytest.raises(bp.errors.BPError, match=f"{type(layer).__name__}: .*{message}"):
         layer(np.zeros(shape, "float32"))
+
+
+BAD_BACKWARDS = [
+    (
+        ops.max_pool2d_backward,
+        (1, 2, 3, 1),
+        (np.zeros((1, 2, 2, 1), np.uint8), (1, 4, 4, 1), *[(2, 2)] * 2, (0, 0), (1, 1)),
+    ),
+    (ops.avg_pool2d_backward, (1, 2, 3, 1), ((1, 4, 4, 1), (2, 2), (2, 2), (0, 0), True)),
+    (ops.global_avg_pool2d_backward, (2, 1), ((1, 4, 4, 1),)),
+]
+
+
+@pytest.mark.parametrize(("backward", "shape", "rest"), BAD_BACKWARDS)
+def test_backward_arguments_that_do_not_fit(backward, shape, rest):
+    with pytest.raises(bp.errors.ShapeError, match=rf"{backward.__name__} expected dy of shape .*, got \({shape[0]}, "):
+        backward(np.zeros(shape), *rest)

@@ -76,6 +76,13 @@ def test_slots_are_apart_by_shape_and_dtype():
         assert empty((0, 4), np.float32).shape == (0, 4) and empty((), np.float32).shape == ()
 
 
+def test_a_slot_is_found_by_any_name_of_its_dtype():
+    with StepMemory() as memory:
+        for dtype in (np.float32, np.dtype(np.float32), "float32", "f4"):
+            empty((3, 4), dtype)
+        assert memory.nbytes == 3 * 4 * 4
+
+
 def test_results_of_a_step_outlive_it():
     memory = StepMemory()
     with memory:

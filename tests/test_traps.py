@@ -1,5 +1,7 @@
 """The traps of explicit backpropagation: each is right, or an error that names the layer; none is silently wrong."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -209,6 +211,60 @@ def test_a_tie_survives_a_copy():
     assert model[0].weight.value.any()
 
 
+# Copies ---------------------------------------------------------------------------------------------------------------
+
+
+def trained(model, optimizer):
+    run(model, draw(5, 3), bp.Context(training=True, step=0))
+    optimizer.step()
+    return np.array(model.arena.values)
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, bp.Layer.copy])
+def test_a_copy_trains_on_its_own(how):
+    model = bp.Sequential(bp.Linear(3, 4), bp.BatchNorm1d(), bp.Linear(4, 3))
+    model[0].bias.trainable = False
+    built(model, (3,))
+    before = [np.array(value.value) for value in model._values()]
+    twin = how(model)
+    for _, parameter in twin.named_parameters():
+        arena = twin.arena if parameter.trainable else twin._frozen_arena
+        assert parameter._arena is arena and np.shares_memory(parameter.value, arena.values)
+    after = trained(twin, bp.Adam(0.1).setup(twin))
+    for value, kept in zip(model._values(), before, strict=True):
+        np.testing.assert_array_equal(value.value, kept)
+    assert np.abs(twin[0].weight.value - model[0].weight.value).min() > 0.01
+    np.testing.assert_array_equal(after, trained(model, bp.Adam(0.1).setup(model)))
+
+
+@pytest.mark.parametrize("model_first", [True, False])
+def test_an_optimizer_copied_with_its_model_trains_the_copy(model_first):
+    model = built(mlp(), (3,))
+    optimizer = bp.Adam(0.1).setup(model)
+    before = trained(model, optimizer)
+    if model_first:
+        twin, peer = copy.deepcopy((model, optimizer))
+    else:
+        peer, twin = copy.deepcopy((optimizer, model))
+    assert peer.is_setup_for(twin)
+    after = trained(twin, peer)
+    np.testing.assert_array_equal(model.arena.values, before)
+    np.testing.assert_array_equal(after, trained(model, optimizer))
+
+
+def test_a_part_of_a_built_model_can_be_copied():
+    model = built(mlp(), (3,))
+    x = draw(5, 3)
+    for part in (model[0], model[:2]):
+        twin = copy.deepcopy(part)
+        y, _ = run(twin, x)
+        np.testing.assert_array_equal(y, part(x))
+        weight = next(parameter for _, parameter in twin.named_parameters())
+        assert weight.grad.any() and not model[0].weight.grad.any()
+        weight.value = np.zeros((4, 3))
+        assert np.shares_memory(weight.value, weight._arena.values) and model[0].weight.value.any()
+
+
 # Recompute ------------------------------------------------------------------------------------------------------------
 
 
@@ -262,8 +318,24 @@ def test_assigning_a_value_copies_into_the_arena():
     assert weight.value.dtype == np.float32
     with pytest.raises(ShapeError, match=r"parameter '0\.weight' expected a value of shape \(4, 3\), got \(3,\)"):
         weight.value = draw(3)
-    with pytest.raises(ShapeError, match=r"the gradient of '0\.weight' has shape \(4, 3\), got \(3,\)"):
+    with pytest.raises(ShapeError, match=r"'0\.weight' expected a gradient of shape \(4, 3\), got \(3,\)"):
         weight.grad = draw(3)
+
+
+def test_lists_are_values_too():
+    model = built(bp.Sequential(bp.Linear(2, 2), bp.BatchNorm1d()), (2,))
+    model[0].weight.value = [[1, 2], [3, 4]]
+    model[0].weight.grad = [(1, 2), (3, 5)]
+    model[1].running_mean.value = [1, 2]
+    np.testing.assert_array_equal(model[0].weight.value, [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(model[0].weight.grad, [[1, 2], [3, 5]])
+    np.testing.assert_array_equal(model[1].running_mean.value, [1, 2])
+    with pytest.raises(ShapeError, match=r"'0\.weight' expected a value of shape \(2, 2\), got \(2,\)"):
+        model[0].weight.value = [1, 2]
+    for wrong in ([[1, 2], [3]], [["a", "b"], ["c", "d"]], None, "weights"):
+        with pytest.raises(ShapeError, match=r"'0\.weight' expected a value of shape \(2, 2\), got"):
+            model[0].weight.value = wrong
+    np.testing.assert_array_equal(model[0].weight.value, [[1, 2], [3, 4]])
 
 
 def test_an_array_assigned_over_a_parameter_is_an_error():
@@ -476,6 +548,26 @@ def test_a_parameter_that_declare_forgets():
         Forgetful().build((3,))
 
 
+@pytest.mark.parametrize("dtype", ["int32", "complex64", "float16", "bfloat16", "bool", np.int64, ">f4", "nonsense"])
+def test_a_dtype_that_nothing_is_computed_in(dtype):
+    model = mlp()
+    with pytest.raises(ConfigurationError, match="on device 'cpu': expected float32 or float64"):
+        model.build((3,), dtype=dtype)
+    assert not model.built and model[0]._name == ""
+    model.build((3,), dtype=np.float32)
+    with pytest.raises(ConfigurationError, match="expected float32 or float64"):
+        model.copy(dtype=dtype)
+
+
+def test_arguments_by_keyword():
+    model = bp.Sequential(bp.Linear(3, 4))
+    assert model[0].declare(input_shape=(3,)) == (4,)
+    model.build((3,))
+    x, dy, ctx = draw(5, 3), draw(5, 4), bp.Context(training=True)
+    np.testing.assert_array_equal(model[0].forward(x=x, ctx=ctx), model(x))
+    np.testing.assert_array_equal(model[0].backward(dy=dy, ctx=ctx), dy @ model[0].weight.value)
+
+
 def test_one_name_and_seed_is_one_value_wherever_the_layer_stands():
     small, large = built(bp.Sequential(bp.Linear(3, 4)), (3,)), built(mlp(), (3,))
     np.testing.assert_array_equal(small[0].weight.value, large[0].weight.value)
@@ -520,3 +612,43 @@ def test_no_layer_writes_into_what_it_is_given(make, dtype):
     dy = draw(*y.shape, dtype=dtype)
     dy.flags.writeable = False  # another branch may receive it too
     layer.backward(dy, ctx)
+
+
+# The first layers of a network ----------------------------------------------------------------------------------------
+
+
+class Scale(bp.Layer):
+    """A layer that needs nothing in backward, and so saves nothing."""
+
+    def forward(self, x, ctx):
+        return 2 * x
+
+    def backward(self, dy, ctx):
+        return 2 * dy
+
+
+FIRST = {
+    "saves nothing": lambda: [Scale()],
+    "identity": lambda: [bp.Sequential()],
+    "both kinds": lambda: [bp.Tanh(), Scale(), bp.Sequential(), bp.Dropout(0.5), Scale()],
+    "nested": lambda: [bp.Tanh(), bp.Sequential(Scale(), bp.Tanh(), bp.Sequential(Scale(), bp.Linear(3, 3)))],
+    "used twice": lambda: [tanh := bp.Tanh(), scale := Scale(), tanh, bp.Sequential(scale, tanh, bp.Linear(3, 3))],
+    "no parameters inside": lambda: [bp.Sequential(Scale(), bp.Tanh()), bp.Residual(Scale())],
+}
+
+
+@pytest.mark.parametrize("first", FIRST.values(), ids=FIRST)
+def test_first_layers_without_parameters(first):
+    model = built(bp.Sequential(*first(), bp.Linear(3, 4), bp.Tanh()), (3,))
+    found = []
+    for method in ("backward", "backward_parameters"):
+        model.arena.consume_gradients()
+        ctx = bp.Context(training=True, step=0)
+        outer = bp.Tanh()
+        model.forward(outer.forward(draw(5, 3), ctx), ctx)
+        getattr(model, method)(draw(5, 4), ctx)
+        assert ctx.open_layers == ["Tanh"]  # what was saved before is left
+        found.append(gradients(model))
+    for name, gradient in found[0].items():
+        np.testing.assert_array_equal(found[1][name], gradient)
+    check(model, draw(5, 3))

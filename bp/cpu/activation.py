@@ -44,8 +44,10 @@ def _elementwise(reference: Callable[..., np.ndarray]) -> Callable[..., np.ndarr
 
 
 def _fits(argument: Any) -> bool:
-    """Whether a kernel can take it: a C-contiguous float32 array, or a setting of the activation."""
-    return not isinstance(argument, np.ndarray) or (argument.dtype == np.float32 and argument.flags.c_contiguous)
+    """Whether a kernel can take it: an aligned C-contiguous float32 array, or a setting of the activation."""
+    if not isinstance(argument, np.ndarray):
+        return True
+    return argument.dtype == np.float32 and argument.flags.c_contiguous and argument.flags.aligned
 
 
 @_elementwise
@@ -88,7 +90,7 @@ def elu_backward(dy: np.ndarray, y: np.ndarray, alpha: float) -> np.ndarray:
 @_elementwise
 def gelu(x: np.ndarray, approximate: str) -> np.ndarray:
     y = _sigmoid(_tanh_argument(x)) if approximate == "tanh" else _normal_probability(x)
-    y *= np.maximum(x, -_FLAT)
+    y *= np.maximum(x, -_FLAT, out=_like(x))
     return y
 
 
@@ -107,15 +109,17 @@ def gelu_backward(dy: np.ndarray, x: np.ndarray, approximate: str) -> np.ndarray
 @_elementwise
 def silu(x: np.ndarray) -> np.ndarray:
     y = _sigmoid(x)
-    y *= np.maximum(x, -_FLAT)
+    y *= np.maximum(x, -_FLAT, out=_like(x))
     return y
 
 
 @_elementwise
 def silu_backward(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
     s, ds = _sigmoid_and_slope(x)
-    slope = s + np.clip(x, -_FLAT, _FLAT) * ds
-    return np.multiply(dy, slope, out=_like(x))
+    slope = np.clip(x, -_FLAT, _FLAT, out=_like(x))
+    slope *= ds
+    slope += s
+    return np.multiply(dy, slope, out=slope)
 
 
 @_elementwise
@@ -146,16 +150,17 @@ def tanh_backward(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 @_elementwise
 def softplus(x: np.ndarray, beta: float, threshold: float) -> np.ndarray:
-    z = beta * x
-    y = np.log1p(_decay(z), out=_like(x))
-    y += np.maximum(z, 0)
+    z = np.multiply(x, beta, out=_like(x))
+    y = _decay(z)
+    np.log1p(y, out=y)
+    y += np.maximum(z, 0, out=_like(x))
     y /= beta
     return _where(z > min(threshold, _ONE_LINE), x, y)
 
 
 @_elementwise
 def softplus_backward(dy: np.ndarray, x: np.ndarray, beta: float, threshold: float) -> np.ndarray:
-    z = beta * x
+    z = np.multiply(x, beta, out=_like(x))
     slope = _where(z > min(threshold, _ONE_LINE), 1, _sigmoid(z))
     return np.multiply(dy, slope, out=slope)
 
@@ -164,7 +169,7 @@ def softplus_backward(dy: np.ndarray, x: np.ndarray, beta: float, threshold: flo
 def mish(x: np.ndarray) -> np.ndarray:
     n, d, _, _ = _mish_parts(x)
     y = np.divide(n, d, out=_like(x))
-    y *= np.maximum(x, -_FLAT)
+    y *= np.maximum(x, -_FLAT, out=_like(x))
     return y
 
 
@@ -178,14 +183,17 @@ def mish_backward(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
 @_elementwise
 def hardswish(x: np.ndarray) -> np.ndarray:
     y = np.clip(x, -3, 3, out=_like(x))
-    y *= y + 3
+    y *= np.add(y, 3, out=_like(x))
     y *= 1 / 6
     return _where(x > 3, x, y)
 
 
 @_elementwise
 def hardswish_backward(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
-    dx = np.multiply(dy, np.clip(x, -3, 3) / 3 + 0.5, out=_like(x))
+    dx = np.clip(x, -3, 3, out=_like(x))
+    dx /= 3
+    dx += 0.5
+    dx *= dy
     _where(x < -3, 0, dx)
     return _where(x > 3, dy, dx)
 
@@ -209,7 +217,7 @@ def softmax_backward(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
 @_elementwise
 def log_softmax(x: np.ndarray) -> np.ndarray:
     y = np.subtract(x, _largest(x), out=_like(x))
-    y -= np.log(np.exp(y).sum(axis=-1, keepdims=True))
+    y -= np.log(np.exp(y, out=_like(y)).sum(axis=-1, keepdims=True))
     return y
 
 

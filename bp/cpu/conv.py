@@ -6,6 +6,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from bp.cpu import native
+from bp.cpu.reduce import sum_rows
 from bp.cpu.runtime import empty
 from bp.ops.conv import Padding, Pair, convolved_size, transposed_output_size
 
@@ -178,10 +179,7 @@ def _weight_gradient(
 
 @quiet
 def _bias_gradient(dy: np.ndarray, dbias: np.ndarray, accumulate: bool) -> None:
-    if accumulate:
-        dbias += dy.sum(axis=(0, 1, 2))
-    else:
-        dy.sum(axis=(0, 1, 2), out=dbias)
+    sum_rows(_rows(dy), dbias, accumulate)
 
 
 def _patches(

@@ -6,6 +6,9 @@ from bp.cpu import native
 from bp.cpu.runtime import empty
 from bp.errors import DataError
 
+# Gradients may overflow or be NaN, and their sums then show it, without a warning.
+quiet = np.errstate(over="ignore", invalid="ignore")
+
 
 def embedding(indices: np.ndarray, weight: np.ndarray, padding_idx: int | None) -> np.ndarray:
     rows = weight.shape[0]
@@ -26,6 +29,7 @@ def embedding_backward_input(dy: np.ndarray) -> np.ndarray:
     return dx
 
 
+@quiet
 def embedding_backward_parameters(
     dy: np.ndarray, indices: np.ndarray, dweight: np.ndarray | None, padding_idx: int | None, accumulate: bool
 ) -> None:

@@ -32,12 +32,14 @@ def softmax_cross_entropy(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     kernel = native.kernel("softmax_cross_entropy", logits)
     if kernel is not None:
+        if labels.dtype == np.uint64:  # the largest would become negative, and so perhaps the one to ignore
+            check_labels("softmax_cross_entropy", labels, logits.shape[-1], ignore_index)
         losses = empty(labels.shape, logits.dtype)
         dlogits = empty(logits.shape, logits.dtype) if gradient else None
         in_range = kernel(
             np.ascontiguousarray(logits),
             np.ascontiguousarray(labels, np.int64),
-            class_weight,
+            None if class_weight is None else np.ascontiguousarray(class_weight),
             ignore_index,
             label_smoothing,
             _inverse(control),
@@ -72,7 +74,7 @@ def softmax_cross_entropy(
     if label_smoothing:
         dlogits -= uniform_part
     dlogits *= _inverse(control)
-    dlogits[~kept] = 0
+    dlogits[~kept | (mass == 0)] = 0
     return losses, dlogits.reshape(logits.shape)
 
 
@@ -95,9 +97,11 @@ def soft_cross_entropy(
     _product(target_part, shifted).sum(axis=-1, out=losses)
     if not gradient:
         return losses, None
-    dlogits = np.multiply(exponentials, target_part.sum(axis=-1, keepdims=True) / normaliser, out=exponentials)
+    mass = target_part.sum(axis=-1)
+    dlogits = np.multiply(exponentials, mass[..., None] / normaliser, out=exponentials)
     dlogits -= target_part
     dlogits *= _inverse(control)
+    dlogits[mass == 0] = 0
     return losses, dlogits
 
 

@@ -42,8 +42,10 @@ def _patient_threads() -> Iterator[None]:
 
 # The extension module, or None: not built, or switched off with BP_NATIVE=0.
 kernels: ModuleType | None = _load()
+if kernels is not None and hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=kernels.use_one_thread)
 
 
 def kernel(name: str, array: np.ndarray) -> Callable[..., Any] | None:
-    """The C++ kernel of that name for arrays of `array`'s type, or None: not built, or no float32."""
-    return getattr(kernels, name, None) if array.dtype == np.float32 else None
+    """The C++ kernel of that name for arrays like `array`, or None: not built, or no float32 at aligned addresses."""
+    return getattr(kernels, name, None) if array.dtype == np.float32 and array.flags.aligned else None

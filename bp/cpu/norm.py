@@ -271,10 +271,10 @@ def _parameter_gradients(
     axes: tuple[int, ...],
 ) -> None:
     if dgamma is not None:
-        sums = np.multiply(dy, xhat, out=empty(dy.shape, dy.dtype)).sum(axis=axes)
+        sums = np.multiply(dy, xhat, out=empty(dy.shape, dy.dtype)).sum(axis=axes, dtype=np.float64)
         dgamma[...] = dgamma + sums if accumulate else sums
     if dbeta is not None:
-        sums = dy.sum(axis=axes)
+        sums = dy.sum(axis=axes, dtype=np.float64)
         dbeta[...] = dbeta + sums if accumulate else sums
 
 

@@ -69,11 +69,11 @@ def avg_pool2d(x: np.ndarray, kernel: Pair, stride: Pair, padding: Pair, count_i
     if pool is not None:
         pool(np.ascontiguousarray(x), weights, kernel, stride, padding, y)
         return y
-    y[...] = 0
+    sums = empty(shape, np.float64)
+    sums[...] = 0
     for _, outputs, inputs in _taps(x.shape, shape, kernel, stride, padding, (1, 1)):
-        y[outputs] += x[inputs]
-    y *= weights[:, :, None]
-    return y
+        sums[outputs] += x[inputs]
+    return np.multiply(sums, weights[:, :, None], out=y)
 
 
 @_quiet
@@ -95,7 +95,10 @@ def avg_pool2d_backward(
 
 @_quiet
 def global_avg_pool2d(x: np.ndarray) -> np.ndarray:
-    return np.mean(x, axis=(1, 2), out=empty((x.shape[0], x.shape[3]), x.dtype))
+    y = empty((x.shape[0], x.shape[3]), x.dtype)
+    # A sum of all pixels in float32 would lose more of each the larger it grows.
+    y[...] = x.mean(axis=(1, 2), dtype=np.float64)
+    return y
 
 
 def global_avg_pool2d_backward(dy: np.ndarray, input_shape: Shape) -> np.ndarray:

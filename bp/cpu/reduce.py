@@ -5,9 +5,33 @@ import numpy as np
 from bp.cpu.runtime import empty
 from bp.ops.control import LOSS_DENOMINATOR
 
+# Rows that `sum_rows` adds up in the precision of the array.
+ROWS = 256
+
 
 def accumulate(total: np.ndarray, value: np.ndarray, control: np.ndarray) -> None:
     total += float(value) * float(control[LOSS_DENOMINATOR])
+
+
+def sum_rows(matrix: np.ndarray, out: np.ndarray, accumulate: bool) -> None:
+    """out = the sum over the rows of `matrix` (rows, columns), or out += it; no operation, but shared by several.
+
+    NumPy adds rows one after the other: of 65,536 equal rows in float32 the sum is off by 6e-4. Blocks of rows whose
+    sums are added in float64 keep the error of a block, at any number of rows and in the time of the plain sum.
+    """
+    rows, columns = matrix.shape
+    if rows <= ROWS:
+        if accumulate:
+            out += matrix.sum(axis=0)
+        else:
+            matrix.sum(axis=0, out=out)
+        return
+    whole = rows - rows % ROWS
+    total = matrix[:whole].reshape(whole // ROWS, ROWS, columns).sum(axis=1).sum(axis=0, dtype=np.float64)
+    total += matrix[whole:].sum(axis=0)
+    if accumulate:
+        total += out
+    out[...] = total
 
 
 def argmax(x: np.ndarray) -> np.ndarray:

@@ -53,13 +53,13 @@ class StepMemory:
 
     def __init__(self, keep_steps: int = 64) -> None:
         self.keep_steps = keep_steps
-        self._slots: dict[tuple[Shape, Any], list[np.ndarray]] = {}
-        self._last_used: dict[tuple[Shape, Any], int] = {}
+        self._slots: dict[tuple[Shape, np.dtype[Any]], list[np.ndarray]] = {}
+        self._last_used: dict[tuple[Shape, np.dtype[Any]], int] = {}
         self._step = 0
         self._outer: list[StepMemory | None] = []
 
     def empty(self, shape: Shape, dtype: Any) -> np.ndarray:
-        key = (shape, dtype)
+        key = (shape, np.dtype(dtype))  # np.float32 and "float32" are equal to it, but hash differently
         self._last_used[key] = self._step
         slots = self._slots.get(key)
         if slots is None:

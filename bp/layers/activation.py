@@ -1,9 +1,12 @@
 """Activation layers: an elementwise function and its derivative (both in `bp.ops.activation`), and softmax."""
 
+import math
+
 import bp.ops.activation as ops
 from bp.errors import ConfigurationError
 from bp.layers.context import Context
 from bp.layers.layer import Layer
+from bp.layers.settings import number
 from bp.ops.array import Array, Shape
 
 
@@ -27,9 +30,7 @@ class LeakyReLU(Layer):
     """
 
     def __init__(self, negative_slope: float = 0.01) -> None:
-        if not 0 <= negative_slope <= 1:
-            raise ConfigurationError(f"LeakyReLU expected negative_slope in [0, 1], got {negative_slope}")
-        self.negative_slope = negative_slope
+        self.negative_slope = number(self, negative_slope, "negative_slope in [0, 1]", lambda slope: 0 <= slope <= 1)
 
     def forward(self, x: Array, ctx: Context) -> Array:
         y = ops.leaky_relu(x, self.negative_slope)
@@ -48,9 +49,7 @@ class ELU(Layer):
     """
 
     def __init__(self, alpha: float = 1.0) -> None:
-        if not 0 <= alpha < float("inf"):
-            raise ConfigurationError(f"ELU expected a finite alpha >= 0, got {alpha}")
-        self.alpha = alpha
+        self.alpha = number(self, alpha, "a finite alpha >= 0", lambda alpha: 0 <= alpha < math.inf)
 
     def forward(self, x: Array, ctx: Context) -> Array:
         y = ops.elu(x, self.alpha)
@@ -124,10 +123,8 @@ class Softplus(Layer):
     """y = log(1 + e^(beta x)) / beta, and y = x where beta x > threshold. Backward: dx = dy sigma(beta x), or dy."""
 
     def __init__(self, beta: float = 1.0, threshold: float = 20.0) -> None:
-        if not 0 < beta < float("inf"):
-            raise ConfigurationError(f"Softplus expected a finite beta > 0, got {beta}")
-        self.beta = beta
-        self.threshold = threshold
+        self.beta = number(self, beta, "a finite beta > 0", lambda beta: 0 < beta < math.inf)
+        self.threshold = number(self, threshold, "a finite threshold", math.isfinite)
 
     def forward(self, x: Array, ctx: Context) -> Array:
         ctx.save(self, x)

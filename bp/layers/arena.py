@@ -1,5 +1,6 @@
 """Arena: all parameters of a model in one flat array, their gradients in a second of the same layout."""
 
+import copy
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -33,15 +34,28 @@ class Arena:
         self.size = offset
         self.values = device.zeros((offset,), dtype)
         self.gradients: Array | None = device.zeros((offset,), dtype) if trainable else None
+        self._give_memory()
+
+    def _give_memory(self) -> None:
         for parameter in self.parameters:
             parameter._arena = self
             parameter._value = self.view(self.values, parameter)
-            if trainable:
+            if self.gradients is not None:
                 parameter._grad = self.view(self.gradients, parameter)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A copied model is laid out anew (`Layer.copy`), so the flat arrays themselves are not duplicated."""
-        return self
+        """A copy whose parameters are copied with it, and lie in the copy as the old ones do in this one."""
+        new = memo[id(self)] = object.__new__(type(self))
+        vars(new).update(vars(self))
+        new.offsets = dict(self.offsets)
+        new.parameters = copy.deepcopy(self.parameters, memo)
+        new.values = self.zeros_like()
+        new.values[...] = self.values
+        if self.gradients is not None:
+            new.gradients = self.zeros_like()
+            new.gradients[...] = self.gradients
+        new._give_memory()
+        return new
 
     def view(self, flat: Array, parameter: Parameter) -> Array:
         """The part of an array of this layout that belongs to `parameter`, in its shape."""

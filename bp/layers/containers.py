@@ -46,7 +46,7 @@ class Sequential(Layer):
         if first < len(self.layers):
             self.layers[first].backward_parameters(dy, ctx)
         for layer in reversed(self.layers[:first]):
-            ctx.take(layer)
+            ctx.drop(layer)
 
     @property
     def _first_with_parameters(self) -> int:

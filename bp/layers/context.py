@@ -86,6 +86,11 @@ class Context:
         self._stack.pop()
         return values
 
+    def drop(self, owner: Saver) -> None:
+        """Let go of what `owner` saved last, in place of its backward; an owner that saves nothing has nothing here."""
+        if self._stack and self._stack[-1][0] is owner:
+            self._stack.pop()
+
     def random_call_site(self) -> int:
         """The number of this random draw within the pass: each use of a dropout layer gets its own."""
         site = self.call_site

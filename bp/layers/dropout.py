@@ -3,9 +3,9 @@
 import math
 
 import bp.ops.dropout as ops
-from bp.errors import ConfigurationError
 from bp.layers.context import Context
 from bp.layers.layer import Layer
+from bp.layers.settings import number
 from bp.ops.array import Array
 
 
@@ -18,9 +18,7 @@ class Dropout(Layer):
     """
 
     def __init__(self, rate: float = 0.5) -> None:
-        if not 0 <= rate < 1:
-            raise ConfigurationError(f"Dropout expected a rate in [0, 1), got {rate}")
-        self.rate = rate
+        self.rate = number(self, rate, "a rate in [0, 1)", lambda rate: 0 <= rate < 1)
 
     def forward(self, x: Array, ctx: Context) -> Array:
         if not ctx.training or self.rate == 0:

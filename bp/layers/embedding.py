@@ -8,6 +8,7 @@ from bp.initializers import Initializer, Normal
 from bp.layers.context import Context
 from bp.layers.layer import Layer
 from bp.layers.parameter import Parameter, gradients
+from bp.layers.settings import size
 from bp.ops.array import Array, Shape
 
 
@@ -28,10 +29,10 @@ class Embedding(Layer):
         *,
         weight_initializer: Initializer | None = None,
     ) -> None:
-        if padding_idx is not None and not 0 <= padding_idx < num_embeddings:
-            raise ConfigurationError(f"Embedding expected padding_idx in 0..{num_embeddings - 1}, got {padding_idx}")
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
+        self.num_embeddings = size(self, "num_embeddings", num_embeddings)
+        self.embedding_dim = size(self, "embedding_dim", embedding_dim)
+        if padding_idx is not None and padding_idx not in range(num_embeddings):
+            raise ConfigurationError(f"Embedding expected padding_idx in 0..{num_embeddings - 1}, got {padding_idx!r}")
         self.padding_idx = padding_idx
         initializer = weight_initializer or Normal()
         self.weight = Parameter(initializer if padding_idx is None else _ZeroRow(initializer, padding_idx))

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from bp.errors import BPError, BuildError, ShapeError
+from bp.errors import BPError, BuildError, ConfigurationError, ShapeError
 from bp.initializers import generator_for
 from bp.layers.arena import Arena
 from bp.layers.context import Context
@@ -78,12 +78,13 @@ class Layer:
 
         input_shape: of one sample, without the batch. dtype: of parameters and activations. seed: each parameter
         draws from a generator keyed by the seed and its own name, so adding a layer leaves the others' values alone.
-        Returns the output's shape. Raises BuildError if already built, ShapeError where sizes do not fit; then the
-        model is as it was.
+        Returns the output's shape. Raises BuildError if already built, ConfigurationError for a dtype that the device
+        does not compute in, ShapeError where sizes do not fit; then the model is as it was.
         """
         if self._built:
             raise BuildError(f"{self.label}: already built; parameters cannot be laid out twice")
         owner = find_device(device) if isinstance(device, str) else device
+        dtype = _parameter_dtype(dtype, owner)
         undeclared = [owned for owned in self._values() if owned.shape is None]
         layers = list(self.named_layers())
         for _, layer in layers:
@@ -119,10 +120,13 @@ class Layer:
         """A built copy of a built model with the same parameters and buffers, on another device or in another dtype."""
         old = self.arena
         owner = old.device if device is None else find_device(device) if isinstance(device, str) else device
+        dtype = old.values.dtype if dtype is None else _parameter_dtype(dtype, owner)
         new = copy.deepcopy(self)
-        new._lay_out(owner, old.values.dtype if dtype is None else dtype)
-        for mine, theirs in zip(self._values(), new._values(), strict=True):
-            theirs.value = owner.from_host(np.asarray(old.device.to_host(mine.value), theirs.value.dtype))
+        if owner is not old.device or dtype != old.values.dtype:
+            values = [old.device.to_host(owned.value) for owned in new._values()]
+            new._lay_out(owner, dtype)
+            for owned, value in zip(new._values(), values, strict=True):
+                owned.value = owner.from_host(np.asarray(value, dtype))
         return new
 
     def _values(self) -> Iterator[Parameter | Buffer]:
@@ -182,7 +186,7 @@ class Layer:
                     if isinstance(item, Layer):
                         yield f"{name}.{index}", item
 
-    def named_layers(self, prefix: str = "") -> Iterator[tuple[str, "Layer"]]:
+    def named_layers(self) -> Iterator[tuple[str, "Layer"]]:
         """(path, layer) of this layer and all below, each once, in order of definition."""
         seen: set[int] = set()
 
@@ -193,7 +197,7 @@ class Layer:
                 for name, child in layer.children():
                     yield from walk(child, f"{path}.{name}" if path else name)
 
-        return walk(self, prefix)
+        return walk(self, "")
 
     def named_parameters(self, *, aliases: bool = False) -> Iterator[tuple[str, Parameter]]:
         """(path, parameter), in layer order. A tied parameter comes once, under its first name; with `aliases`
@@ -240,11 +244,25 @@ def _holds_parameters(value: Any) -> bool:
     return isinstance(value, (Parameter, Buffer, Layer))
 
 
+def _parameter_dtype(dtype: Any, device: Device) -> np.dtype[Any]:
+    """The dtype of parameters, checked: one that the device computes in."""
+    try:
+        known = np.dtype(dtype)
+    except TypeError:
+        known = None
+    if known not in (np.float32, np.float64):
+        raise ConfigurationError(
+            f"dtype {dtype} is not one that models compute in on device '{device.name}': expected float32 or float64 "
+            "(16-bit floats need a GPU, and a gradient is no integer)"
+        )
+    return known
+
+
 def _located(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def call(self: Layer, argument: Any, *rest: Any) -> Any:
+    def call(self: Layer, *arguments: Any, **keywords: Any) -> Any:
         try:
-            return method(self, argument, *rest)
+            return method(self, *arguments, **keywords)
         except BPError as error:
             raise error.at(self.label) from error.__cause__
 

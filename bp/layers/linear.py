@@ -5,6 +5,7 @@ from bp.initializers import Initializer, KaimingUniform, Zeros
 from bp.layers.context import Context
 from bp.layers.layer import Layer
 from bp.layers.parameter import Parameter, gradients
+from bp.layers.settings import size, size_or_none
 from bp.ops.array import Array, Shape
 
 
@@ -24,8 +25,8 @@ class Linear(Layer):
         weight_initializer: Initializer | None = None,
         bias_initializer: Initializer | None = None,
     ) -> None:
-        self.in_features = in_features
-        self.out_features = out_features
+        self.in_features = size_or_none(self, "in_features", in_features)
+        self.out_features = size(self, "out_features", out_features)
         self.weight = Parameter(weight_initializer or KaimingUniform())
         self.bias = Parameter(bias_initializer or Zeros(), decay=False) if bias else None
 

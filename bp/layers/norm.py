@@ -1,5 +1,6 @@
 """Normalisation layers: activations of mean 0 and variance 1, then a learned scale and shift."""
 
+import math
 from typing import ClassVar
 
 import bp.ops.norm as ops
@@ -8,6 +9,7 @@ from bp.initializers import Ones, Zeros
 from bp.layers.context import Context
 from bp.layers.layer import Layer
 from bp.layers.parameter import Buffer, Parameter, gradients
+from bp.layers.settings import number, size, size_or_none
 from bp.ops.array import Array, Shape
 
 
@@ -18,7 +20,7 @@ class _Normalisation(Layer):
     """
 
     def __init__(self, eps: float, scale: bool, shift: bool) -> None:
-        self.eps = eps
+        self.eps = number(self, eps, "a finite eps > 0", lambda eps: 0 < eps < math.inf)
         self.weight = Parameter(Ones(), decay=False) if scale else None
         self.bias = Parameter(Zeros(), decay=False) if shift else None
 
@@ -46,8 +48,8 @@ class _BatchNorm(_Normalisation):
         self, num_features: int | None = None, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True
     ) -> None:
         super().__init__(eps, affine, affine)
-        self.num_features = num_features
-        self.momentum = momentum
+        self.num_features = size_or_none(self, "num_features", num_features)
+        self.momentum = number(self, momentum, "momentum in [0, 1]", lambda momentum: 0 <= momentum <= 1)
         self.running_mean = Buffer(0.0)
         self.running_var = Buffer(1.0)
 
@@ -117,7 +119,7 @@ class LayerNorm(_Normalisation):
         bias: bool = True,
     ) -> None:
         super().__init__(eps, elementwise_affine, elementwise_affine and bias)
-        self.normalized_shape = _sizes(normalized_shape)
+        self.normalized_shape = _sizes(self, normalized_shape)
 
     def declare(self, input_shape: Shape) -> Shape:
         self.declare_parameters(_trailing(self.normalized_shape, input_shape))
@@ -149,7 +151,7 @@ class RMSNorm(_Normalisation):
         elementwise_affine: bool = True,
     ) -> None:
         super().__init__(eps, elementwise_affine, False)
-        self.normalized_shape = _sizes(normalized_shape)
+        self.normalized_shape = _sizes(self, normalized_shape)
 
     def declare(self, input_shape: Shape) -> Shape:
         self.declare_parameters(_trailing(self.normalized_shape, input_shape))
@@ -179,12 +181,12 @@ class GroupNorm(_Normalisation):
         self, num_groups: int, num_channels: int | None = None, eps: float = 1e-5, affine: bool = True
     ) -> None:
         super().__init__(eps, affine, affine)
-        self.num_groups = num_groups
-        self.num_channels = num_channels
+        self.num_groups = size(self, "num_groups", num_groups)
+        self.num_channels = size_or_none(self, "num_channels", num_channels)
 
     def declare(self, input_shape: Shape) -> Shape:
         channels = self.expect("channels", self.num_channels, input_shape, axis=-1)
-        if self.num_groups < 1 or channels % self.num_groups:
+        if channels % self.num_groups:
             raise ShapeError(f"expected channels that {self.num_groups} groups divide, got samples {input_shape}")
         self.declare_parameters((channels,))
         return input_shape
@@ -200,14 +202,14 @@ class GroupNorm(_Normalisation):
         return ops.group_norm_backward(dy, x, weight, mean, rstd, *gradients(self.weight, self.bias))
 
 
-def _sizes(normalized_shape: int | tuple[int, ...] | None) -> Shape | None:
+def _sizes(layer: Layer, normalized_shape: int | tuple[int, ...] | None) -> Shape | None:
     """As a tuple; None stands for the last axis, whatever its size."""
     if normalized_shape is None:
         return None
-    sizes = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    sizes = tuple(normalized_shape) if isinstance(normalized_shape, (tuple, list)) else (normalized_shape,)
     if not sizes:
         raise ConfigurationError("expected normalized_shape with at least one axis, got ()")
-    return sizes
+    return tuple(size(layer, "normalized_shape", axis) for axis in sizes)
 
 
 def _trailing(normalized_shape: Shape | None, input_shape: Shape) -> Shape:

@@ -1,6 +1,9 @@
 """Parameter and Buffer: named arrays of a layer, with stable memory once the model is built."""
 
-from typing import TYPE_CHECKING, Any
+import copy
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
 
 from bp.errors import BuildError, ShapeError
 from bp.initializers import Initializer
@@ -56,16 +59,14 @@ class Parameter:
 
     @property
     def value(self) -> Array:
-        """The array, of the declared shape; assigning copies into it, so its memory never moves."""
+        """The array, of the declared shape; assigning (an array, or lists) copies into it: its memory never moves."""
         if self._value is None:
             raise BuildError("not built yet: call model.build(input_shape) first")
         return self._value
 
     @value.setter
-    def value(self, new: Array) -> None:
-        if tuple(new.shape) != self.value.shape:
-            raise ShapeError(f"parameter '{self.name}' expected a value of shape {self.shape}, got {tuple(new.shape)}")
-        self.value[...] = new
+    def value(self, new: Any) -> None:
+        self.value[...] = _fitting(new, self.value, f"parameter '{self.name}' expected a value")
 
     @property
     def grad(self) -> Array | None:
@@ -79,13 +80,20 @@ class Parameter:
         return self._grad
 
     @grad.setter
-    def grad(self, new: Array) -> None:
+    def grad(self, new: Any) -> None:
         if self._grad is None:
             raise BuildError(f"parameter '{self.name}' is frozen or not built: it has no gradient")
-        if tuple(new.shape) != self._grad.shape:
-            raise ShapeError(f"the gradient of '{self.name}' has shape {self.shape}, got {tuple(new.shape)}")
-        self._grad[...] = new
+        self._grad[...] = _fitting(new, self._grad, f"parameter '{self.name}' expected a gradient")
         self._written = True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy has its memory, as this one, in an arena: a copy of the whole arena, once for all that it holds."""
+        new = memo[id(self)] = object.__new__(type(self))
+        vars(new).update(vars(self))
+        new.initializer = copy.deepcopy(self.initializer, memo)
+        new._value = new._grad = None
+        new._arena = copy.deepcopy(self._arena, memo)  # which gives `new` its views
+        return new
 
     def _release(self) -> None:
         """Let go of the memory that a failed build gave."""
@@ -110,6 +118,18 @@ def gradients(*parameters: Parameter | None) -> tuple[Any, ...]:
             parameter._grad[...] = 0  # type: ignore[index]  # a trainable, built parameter has a gradient
         parameter._written = True
     return (*(None if p is None else p._grad for p in parameters), accumulate)
+
+
+def _fitting(new: Any, memory: Array, expected: str) -> Any:
+    """`new`, an array or nested lists of numbers, checked to have the shape of `memory`."""
+    if not hasattr(new, "shape"):
+        try:
+            new = np.asarray(new, memory.dtype)
+        except (TypeError, ValueError) as error:
+            raise ShapeError(f"{expected} of shape {memory.shape}, got what is no array: {new!r:.80}") from error
+    if tuple(new.shape) != memory.shape:
+        raise ShapeError(f"{expected} of shape {memory.shape}, got {tuple(new.shape)}")
+    return new
 
 
 class Buffer:
@@ -138,10 +158,8 @@ class Buffer:
         return self._value
 
     @value.setter
-    def value(self, new: Array) -> None:
-        if tuple(new.shape) != self.value.shape:
-            raise ShapeError(f"buffer '{self.name}' expected a value of shape {self.shape}, got {tuple(new.shape)}")
-        self.value[...] = new
+    def value(self, new: Any) -> None:
+        self.value[...] = _fitting(new, self.value, f"buffer '{self.name}' expected a value")
 
     def _release(self) -> None:
         """Let go of the memory that a failed build gave."""

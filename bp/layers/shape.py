@@ -16,7 +16,7 @@ class Reshape(Layer):
     """
 
     def __init__(self, *shape: int) -> None:
-        if any(size < -1 for size in shape) or shape.count(-1) > 1:
+        if any(not isinstance(size, int) or size < -1 for size in shape) or shape.count(-1) > 1:
             raise ConfigurationError(f"Reshape expected sizes >= 0 and at most one -1, got {shape}")
         self.shape = shape
 

@@ -30,10 +30,15 @@ def expect_all(label: str, fits: np.ndarray, expected: str, targets: np.ndarray)
         raise DataError(f"{label} expected {expected}, got {targets[index]} at index {index}")
 
 
-def expect_labels(label: str, prediction_shape: Shape, targets: np.ndarray, ignore_index: int | None) -> None:
-    """Integer labels of the predictions' shape without its last axis, in 0..C-1 or `ignore_index`."""
+def expect_integers(label: str, targets: np.ndarray) -> None:
+    """Labels of an integer dtype; bool is none."""
     if targets.dtype.kind not in "iu":
         raise DtypeError(f"{label} expected integer labels, got {targets.dtype}")
+
+
+def expect_labels(label: str, prediction_shape: Shape, targets: np.ndarray, ignore_index: int | None) -> None:
+    """Integer labels of the predictions' shape without its last axis, in 0..C-1 or `ignore_index`."""
+    expect_integers(label, targets)
     if targets.shape != prediction_shape[:-1]:
         raise ShapeError(f"{label} expected labels of shape {prediction_shape[:-1]}, got {targets.shape}")
     check_labels(label, targets, prediction_shape[-1], ignore_index)

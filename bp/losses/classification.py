@@ -6,7 +6,7 @@ import numpy as np
 
 import bp.ops.loss as ops
 from bp.errors import ConfigurationError, ShapeError
-from bp.losses.checks import Weights, expect_all, expect_labels, expect_like_predictions
+from bp.losses.checks import Weights, expect_all, expect_integers, expect_labels, expect_like_predictions
 from bp.losses.loss import Loss
 from bp.ops.array import Array, Shape
 
@@ -29,6 +29,7 @@ class _ByClass(Loss):
         kept = targets != self.ignore_index
         if self.weight is None:
             return float(np.count_nonzero(kept))
+        expect_integers(self.label, targets)  # other labels cannot be looked up among the weights
         weights = self.weight.values
         return float(weights[targets[kept & (targets >= 0) & (targets < weights.size)]].sum())
 

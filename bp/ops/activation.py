@@ -6,15 +6,10 @@ dtype; ShapeError or DtypeError where they do not. Any finite or infinite x give
 gives NaN. sigma is the logistic function 1 / (1 + e^-x), with sigma' = sigma (1 - sigma).
 """
 
-from bp.errors import DtypeError, ShapeError
+from bp.errors import ShapeError
 from bp.ops.array import Array
-from bp.ops.checks import has_shape, same_dtype
+from bp.ops.checks import floating, has_shape, same_dtype
 from bp.ops.operation import operation
-
-
-def _floating(name: str, x: Array) -> None:
-    if x.dtype.kind != "f":
-        raise DtypeError(f"{name} expected x of a floating dtype, got {x.dtype}")
 
 
 def _alike(name: str, **arrays: Array) -> None:
@@ -28,7 +23,7 @@ def _alike(name: str, **arrays: Array) -> None:
 @operation
 def relu(x: Array) -> Array:
     """y = max(x, 0). Source: Nair and Hinton, Rectified Linear Units Improve Restricted Boltzmann Machines (2010)."""
-    _floating("relu", x)
+    floating("relu", "x", x)
 
 
 @operation
@@ -46,7 +41,7 @@ def leaky_relu(x: Array, negative_slope: float) -> Array:
 
     Source: Maas, Hannun, Ng, Rectifier Nonlinearities Improve Neural Network Acoustic Models (2013).
     """
-    _floating("leaky_relu", x)
+    floating("leaky_relu", "x", x)
 
 
 @operation
@@ -61,7 +56,7 @@ def elu(x: Array, alpha: float) -> Array:
 
     Source: Clevert, Unterthiner, Hochreiter, Fast and Accurate Deep Network Learning by ELUs (2016).
     """
-    _floating("elu", x)
+    floating("elu", "x", x)
 
 
 @operation
@@ -78,7 +73,7 @@ def gelu(x: Array, approximate: str) -> Array:
     u = sqrt(2 / pi) (x + 0.044715 x^3).
     Source: Hendrycks and Gimpel, Gaussian Error Linear Units (2016).
     """
-    _floating("gelu", x)
+    floating("gelu", "x", x)
 
 
 @operation
@@ -95,7 +90,7 @@ def gelu_backward(dy: Array, x: Array, approximate: str) -> Array:
 @operation
 def silu(x: Array) -> Array:
     """y = x sigma(x). Source: Elfwing, Uchibe, Doya, Sigmoid-Weighted Linear Units (2018)."""
-    _floating("silu", x)
+    floating("silu", "x", x)
 
 
 @operation
@@ -107,7 +102,7 @@ def silu_backward(dy: Array, x: Array) -> Array:
 @operation
 def sigmoid(x: Array) -> Array:
     """y = sigma(x) = 1 / (1 + e^-x)."""
-    _floating("sigmoid", x)
+    floating("sigmoid", "x", x)
 
 
 @operation
@@ -119,7 +114,7 @@ def sigmoid_backward(dy: Array, y: Array) -> Array:
 @operation
 def tanh(x: Array) -> Array:
     """y = (e^x - e^-x) / (e^x + e^-x)."""
-    _floating("tanh", x)
+    floating("tanh", "x", x)
 
 
 @operation
@@ -135,7 +130,7 @@ def softplus(x: Array, beta: float, threshold: float) -> Array:
     The line differs from the curve by less than e^-threshold / beta. Computed with e^-|beta x|, so nothing overflows.
     Source: Dugas et al., Incorporating Second-Order Functional Knowledge for Better Option Pricing (2001).
     """
-    _floating("softplus", x)
+    floating("softplus", "x", x)
 
 
 @operation
@@ -154,7 +149,7 @@ def mish(x: Array) -> Array:
     Since tanh(log a) = (a^2 - 1) / (a^2 + 1), m = (w^2 + 2 w) / (w^2 + 2 w + 2) with w = e^x; for x > 0 numerator and
     denominator are divided by w^2, so that only e^-|x| occurs. Source: Misra, Mish (2019).
     """
-    _floating("mish", x)
+    floating("mish", "x", x)
 
 
 @operation
@@ -169,7 +164,7 @@ def mish_backward(dy: Array, x: Array) -> Array:
 @operation
 def hardswish(x: Array) -> Array:
     """y = x min(max(x + 3, 0), 6) / 6. Source: Howard et al., Searching for MobileNetV3 (2019)."""
-    _floating("hardswish", x)
+    floating("hardswish", "x", x)
 
 
 @operation
@@ -178,20 +173,20 @@ def hardswish_backward(dy: Array, x: Array) -> Array:
     _alike("hardswish_backward", x=x, dy=dy)
 
 
-def _has_last_axis(name: str, x: Array) -> None:
-    if x.ndim == 0:
-        raise ShapeError(f"{name} expected x with at least one axis, got shape ()")
+def _has_classes(name: str, x: Array) -> None:
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ShapeError(f"{name} expected x with at least one class along its last axis, got shape {x.shape}")
 
 
 @operation
 def softmax(x: Array) -> Array:
-    """y_c = e^(x_c) / sum_k e^(x_k) along the last axis; x: (..., C).
+    """y_c = e^(x_c) / sum_k e^(x_k) along the last axis; x: (..., C) with C >= 1.
 
     The largest x_k is subtracted first, so no exponential overflows. A row whose largest element is not finite has no
     softmax: it is NaN. Source: Bridle (1990).
     """
-    _floating("softmax", x)
-    _has_last_axis("softmax", x)
+    floating("softmax", "x", x)
+    _has_classes("softmax", x)
 
 
 @operation
@@ -203,8 +198,8 @@ def softmax_backward(dy: Array, y: Array) -> Array:
 @operation
 def log_softmax(x: Array) -> Array:
     """y_c = x_c - log sum_k e^(x_k) along the last axis; x: (..., C). As `softmax` in what it subtracts and rejects."""
-    _floating("log_softmax", x)
-    _has_last_axis("log_softmax", x)
+    floating("log_softmax", "x", x)
+    _has_classes("log_softmax", x)
 
 
 @operation

@@ -34,3 +34,15 @@ def last_axis(operation: str, name: str, array: Array, size: int) -> None:
         raise ShapeError(
             f"{operation} expected {name} with {size} elements along its last axis, got shape {array.shape}"
         )
+
+
+def floating(operation: str, name: str, array: Array) -> None:
+    """`array` has a floating dtype."""
+    if array.dtype.kind != "f":
+        raise DtypeError(f"{operation} expected {name} of a floating dtype, got {array.dtype}")
+
+
+def contiguous(operation: str, name: str, array: Array | None) -> None:
+    """`array`, unless None, is C-contiguous, as a destination has to be that kernels write into."""
+    if array is not None and not array.flags.c_contiguous:
+        raise ShapeError(f"{operation} expected a C-contiguous {name}, got strides {array.strides}")

@@ -1,7 +1,7 @@
 """Linear (GEMM): the product of activations and a weight matrix, and its two gradients."""
 
 from bp.ops.array import Array
-from bp.ops.checks import has_shape, last_axis, same_dtype
+from bp.ops.checks import contiguous, floating, has_shape, last_axis, same_dtype
 from bp.ops.operation import operation
 
 
@@ -15,6 +15,7 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     """
     last_axis("linear", "x", x, weight.shape[1])
     has_shape("linear", "bias", bias, (weight.shape[0],))
+    floating("linear", "weight", weight)
     same_dtype("linear", weight=weight, x=x, bias=bias)
 
 
@@ -25,6 +26,7 @@ def linear_backward_input(dy: Array, weight: Array) -> Array:
     dy: (..., out); weight: (out, in); returns dx: (..., in).
     """
     last_axis("linear_backward_input", "dy", dy, weight.shape[0])
+    floating("linear_backward_input", "weight", weight)
     same_dtype("linear_backward_input", weight=weight, dy=dy)
 
 
@@ -36,8 +38,13 @@ def linear_backward_parameters(
 
     Each row contributes dL/dW_oi = dy_o x_i and dL/db_o = dy_o; a weight that serves many rows receives the
     sum. dy: (..., out); x: (..., in); dweight: (out, in); dbias: (out,). `accumulate` adds to what the
-    destinations hold, otherwise they are overwritten.
+    destinations hold, otherwise they are overwritten. Destinations are C-contiguous and of the dtype of x and dy;
+    ShapeError or DtypeError where they are not.
     """
+    floating("linear_backward_parameters", "dy", dy)
+    same_dtype("linear_backward_parameters", dy=dy, x=x, dweight=dweight, dbias=dbias)
     has_shape("linear_backward_parameters", "dy", dy, x.shape[:-1] + dy.shape[-1:])
     has_shape("linear_backward_parameters", "dweight", dweight, dy.shape[-1:] + x.shape[-1:])
     has_shape("linear_backward_parameters", "dbias", dbias, dy.shape[-1:])
+    contiguous("linear_backward_parameters", "dweight", dweight)
+    contiguous("linear_backward_parameters", "dbias", dbias)

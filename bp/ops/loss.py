@@ -5,7 +5,8 @@ dL/dprediction of the mean, that is each term's gradient divided by control[LOSS
 denominator is zero: a batch without terms has no loss and no gradient); otherwise it is None.
 
 A term whose weight or target probability is zero is zero, also where the logarithm beside it is infinite: the limit of
-p log p, where the bare product would be NaN. NaN predictions give NaN, except in terms that are ignored.
+p log p, where the bare product would be NaN. NaN predictions give NaN, except in terms that are ignored or of
+weight zero.
 """
 
 import numpy as np

@@ -15,14 +15,14 @@ all elements that share a gamma.
 
 gamma and beta may be None (1 and 0). Statistics are computed about the mean, never as E[x^2] - E[x]^2; the saved mean
 and rstd are of a precision that the device chooses, at least float32. In the backwards, dgamma and dbeta are
-destinations (None: not wanted), and `accumulate` adds to what they hold instead of overwriting.
+C-contiguous destinations (None: not wanted), and `accumulate` adds to what they hold instead of overwriting.
 """
 
 import math
 
 from bp.errors import ConfigurationError, ShapeError
-from bp.ops.array import Array
-from bp.ops.checks import has_shape, same_dtype
+from bp.ops.array import Array, Shape
+from bp.ops.checks import contiguous, has_shape, same_dtype
 from bp.ops.operation import operation
 
 
@@ -56,10 +56,8 @@ def layer_norm_backward(
     dgamma = sum of dy xhat and dbeta = sum of dy, over the axes that were not normalised.
     dy, x, dx: one shape; gamma, dgamma, dbeta: its trailing sizes; mean, rstd: its leading sizes, from the forward.
     """
-    has_shape("layer_norm_backward", "dy", dy, x.shape)
-    has_shape("layer_norm_backward", "dgamma", dgamma, x.shape[mean.ndim :])
-    has_shape("layer_norm_backward", "dbeta", dbeta, x.shape[mean.ndim :])
-    same_dtype("layer_norm_backward", x=x, dy=dy, gamma=gamma)
+    _backward("layer_norm_backward", dy, x, gamma, x.shape[mean.ndim :], dgamma, dbeta)
+    _statistics("layer_norm_backward", mean, rstd, x.shape[: mean.ndim])
 
 
 @operation
@@ -84,9 +82,8 @@ def rms_norm_backward(
     There is no mean to depend on, so of the two projections only the one along xhat is left: scaling x leaves y as it
     is. dy, x, dx: one shape; gamma, dgamma: its trailing sizes; rstd: its leading sizes, from the forward.
     """
-    has_shape("rms_norm_backward", "dy", dy, x.shape)
-    has_shape("rms_norm_backward", "dgamma", dgamma, x.shape[rstd.ndim :])
-    same_dtype("rms_norm_backward", x=x, dy=dy, gamma=gamma)
+    _backward("rms_norm_backward", dy, x, gamma, x.shape[rstd.ndim :], dgamma, None)
+    _statistics("rms_norm_backward", None, rstd, x.shape[: rstd.ndim])
 
 
 @operation
@@ -126,10 +123,11 @@ def group_norm_backward(
     dgamma = sum of dy xhat and dbeta = sum of dy, over all axes but the last.
     dy, x, dx: (N, ..., C); gamma, dgamma, dbeta: (C,); mean, rstd: (N, groups), from the forward.
     """
-    has_shape("group_norm_backward", "dy", dy, x.shape)
-    has_shape("group_norm_backward", "dgamma", dgamma, x.shape[-1:])
-    has_shape("group_norm_backward", "dbeta", dbeta, x.shape[-1:])
-    same_dtype("group_norm_backward", x=x, dy=dy, gamma=gamma)
+    _backward("group_norm_backward", dy, x, gamma, x.shape[-1:], dgamma, dbeta)
+    _statistics("group_norm_backward", mean, rstd, x.shape[:1] + mean.shape[-1:])
+    groups = mean.shape[1]
+    if groups < 1 or x.shape[-1] % groups:
+        raise ShapeError(f"group_norm_backward expected channels that {groups} groups divide, got shape {x.shape}")
 
 
 @operation
@@ -183,10 +181,26 @@ def batch_norm_backward(
     projected out: dx = rstd g. dgamma = sum of dy xhat and dbeta = sum of dy, over all axes but the last.
     dy, x, dx: (N, ..., C); the others: (C,); mean, rstd: from the forward.
     """
-    has_shape("batch_norm_backward", "dy", dy, x.shape)
-    has_shape("batch_norm_backward", "dgamma", dgamma, x.shape[-1:])
-    has_shape("batch_norm_backward", "dbeta", dbeta, x.shape[-1:])
-    same_dtype("batch_norm_backward", x=x, dy=dy, gamma=gamma)
+    _backward("batch_norm_backward", dy, x, gamma, x.shape[-1:], dgamma, dbeta)
+    _statistics("batch_norm_backward", mean, rstd, x.shape[-1:])
+
+
+def _backward(
+    name: str, dy: Array, x: Array, gamma: Array | None, affine: Shape, dgamma: Array | None, dbeta: Array | None
+) -> None:
+    """What all backwards ask of their arrays; `affine` is the shape of gamma and of the destinations."""
+    has_shape(name, "dy", dy, x.shape)
+    has_shape(name, "gamma", gamma, affine)
+    has_shape(name, "dgamma", dgamma, affine)
+    has_shape(name, "dbeta", dbeta, affine)
+    contiguous(name, "dgamma", dgamma)
+    contiguous(name, "dbeta", dbeta)
+    same_dtype(name, x=x, dy=dy, gamma=gamma)
+
+
+def _statistics(name: str, mean: Array | None, rstd: Array, expected: Shape) -> None:
+    has_shape(name, "mean", mean, expected)
+    has_shape(name, "rstd", rstd, expected)
 
 
 def _trailing_axes(name: str, x: Array, axes: int) -> None:

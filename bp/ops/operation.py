@@ -27,7 +27,7 @@ def _docstring_only() -> None:
 
 
 def register_device(array_type: type, package: str) -> None:
-    """Let operations whose first array is an `array_type` run in `package` (for example `bp.cuda`)."""
+    """Let operations whose first array is an `array_type`, or of a subclass, run in `package` (such as `bp.cuda`)."""
     _packages[array_type] = package
 
 
@@ -51,7 +51,7 @@ def operation(stub: Function) -> Function:
     by_type: dict[type, Callable[..., Any]] = {}
 
     def resolve(first: Any) -> Callable[..., Any]:
-        package = _packages.get(type(first))
+        package = next((_packages[base] for base in type(first).__mro__ if base in _packages), None)
         if package is None:
             known = ", ".join(sorted(t.__name__ for t in _packages))
             raise TypeError(

@@ -71,6 +71,7 @@ class Muon(Optimizer):
 
     def setup(self, model: Layer) -> Self:
         arena = model.arena
+        self.expect_matches("an adamw pattern", self.adamw, arena)
         embeddings = {
             parameter.name
             for _, layer in model.named_layers()

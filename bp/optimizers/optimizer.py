@@ -21,16 +21,16 @@ from bp.ops.array import Array
 class Group:
     """Settings for the parameters whose name matches `pattern` ("features.*", "*.bias").
 
-    lr_factor multiplies the learning rate. weight_decay is decoupled or L2, as the optimizer does it (None: what the
-    parameter has without the group); l2 and l1 add l2 * w and l1 * sign(w) to the gradient (the gradients of
-    l2/2 ||w||^2 and l1 ||w||_1).
+    lr_factor multiplies the learning rate. weight_decay is decoupled or L2, as the optimizer does it; l2 and l1 add
+    l2 * w and l1 * sign(w) to the gradient (the gradients of l2/2 ||w||^2 and l1 ||w||_1). Each of the three is, where
+    None, what the parameter has without the group.
     """
 
     pattern: str
     lr_factor: float = 1.0
     weight_decay: float | None = None
-    l2: float = 0.0
-    l1: float = 0.0
+    l2: float | None = None
+    l1: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("lr_factor", "weight_decay", "l2", "l1"):
@@ -99,19 +99,23 @@ class Optimizer:
         smallest = float(np.finfo(np.float32).tiny)
         self.expect(smallest <= eps < math.inf, f"a finite eps > 0 (at least {smallest:.2g})", eps)
 
+    def expect_matches(self, what: str, patterns: Sequence[str], arena: Arena) -> None:
+        """Each pattern matches the name of a trainable parameter: a mistyped one would silently do nothing."""
+        names = [parameter.name for parameter in arena.parameters]
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ConfigurationError(
+                    f"{type(self).__name__} has {what} '{pattern}' that matches no trainable parameter of the "
+                    f"model: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+                )
+
     def setup(self, model: Layer) -> Self:
         """Take the arena of a built model and start its running means at zero. Returns self.
 
         Raises ConfigurationError where a group matches no trainable parameter.
         """
         arena = model.arena
-        names = [parameter.name for parameter in arena.parameters]
-        for group in self.groups:
-            if not any(fnmatchcase(name, group.pattern) for name in names):
-                raise ConfigurationError(
-                    f"{type(self).__name__} has a group '{group.pattern}' that matches no trainable parameter of the "
-                    f"model: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
-                )
+        self.expect_matches("a group", [group.pattern for group in self.groups], arena)
         self._arena = arena
         self.moments = {slot: arena.zeros_like() for slot in self.slots}
         self.control = arena.device.zeros((block.SIZE,), np.float64)
@@ -210,15 +214,16 @@ class Optimizer:
 
     def _settings_of(self, parameter: Parameter) -> tuple[float, float, float, float]:
         """Learning-rate factor, decoupled decay, L2 and L1 coefficient of one parameter."""
-        group = next((g for g in self.groups if fnmatchcase(parameter.name, g.pattern)), None)
-        inherited = self.weight_decay if parameter.decay else 0.0
-        if group is None:
-            lr_factor, weight_decay = 1.0, inherited
-            l2, l1 = (self.l2, self.l1) if parameter.decay else (0.0, 0.0)
-        else:
-            weight_decay = inherited if group.weight_decay is None else group.weight_decay
-            lr_factor, l2, l1 = group.lr_factor, group.l2, group.l1
-        return (lr_factor, weight_decay, l2, l1) if self.decoupled else (lr_factor, 0.0, l2 + weight_decay, l1)
+        group = next((g for g in self.groups if fnmatchcase(parameter.name, g.pattern)), Group(parameter.name))
+
+        def setting(of_group: float | None, of_all: float) -> float:
+            return of_group if of_group is not None else of_all if parameter.decay else 0.0
+
+        weight_decay = setting(group.weight_decay, self.weight_decay)
+        l2, l1 = setting(group.l2, self.l2), setting(group.l1, self.l1)
+        if not self.decoupled:
+            weight_decay, l2 = 0.0, l2 + weight_decay
+        return group.lr_factor, weight_decay, l2, l1
 
 
 def matrix_shape(parameter: Parameter) -> tuple[int, int]:

@@ -108,7 +108,11 @@ BP_CLONES void cross_entropy_rows(const CrossEntropy& p, std::int64_t first, std
         const float label_part = (1.0f - p.smoothing) * (p.class_weight ? p.class_weight[label] : 1.0f);
         const float mass = label_part + uniform * p.weight_sum;
         const float normaliser = row_sum(e, classes);
-        if (mass != 0.0f) p.losses[row] += mass * std::log(normaliser);
+        if (mass == 0.0f) {  // no term, so no gradient, even where the logits are NaN
+            if (dz) std::fill(dz, dz + classes, 0.0f);
+            continue;
+        }
+        p.losses[row] += mass * std::log(normaliser);
         if (!dz) continue;
         const float scale = mass * p.inverse_denominator / normaliser;
         const float uniform_part = uniform * p.inverse_denominator;

@@ -6,18 +6,24 @@ namespace {
 using namespace bp::norm;
 
 constexpr int LANES = 32;
+constexpr int64_t RUN = 128 * LANES;
 
-// Sum of term(0..n-1), kept in LANES partial sums so that it is vector code with a fixed order.
+// Sum of term(0..n-1), kept in LANES partial sums so that it is vector code with a fixed order. After RUN terms they go
+// into a double: a lane in float32 that grows on loses more of each term the longer the row is.
 template <class Term>
-BP_INLINE float lane_sum(int64_t n, Term term) {
-    float lanes[LANES] = {};
-    int64_t j = 0;
-    for (; j + LANES <= n; j += LANES)
-        for (int lane = 0; lane < LANES; ++lane) lanes[lane] += term(j + lane);
-    for (int lane = 0; j < n; ++j, ++lane) lanes[lane] += term(j);
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-    return lanes[0];
+BP_INLINE double lane_sum(int64_t n, Term term) {
+    double total = 0;
+    for (int64_t j = 0; j < n;) {
+        const int64_t stop = n - j < RUN ? n : j + RUN;
+        float lanes[LANES] = {};
+        for (; j + LANES <= stop; j += LANES)
+            for (int lane = 0; lane < LANES; ++lane) lanes[lane] += term(j + lane);
+        for (int lane = 0; j < stop; ++j, ++lane) lanes[lane] += term(j);
+        for (int half = LANES / 2; half > 0; half /= 2)
+            for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+        total += lanes[0];
+    }
+    return total;
 }
 
 BP_CLONES void layer_norm_rows(const float* x, const float* gamma, const float* beta, int64_t rows, int64_t columns,
@@ -25,9 +31,9 @@ BP_CLONES void layer_norm_rows(const float* x, const float* gamma, const float* 
     for (int64_t r = 0; r < rows; ++r) {
         const float* __restrict in = x + r * columns;
         float* __restrict out = y + r * columns;
-        const float centre = lane_sum(columns, [=](int64_t j) { return in[j]; }) / float(columns);
+        const float centre = float(lane_sum(columns, [=](int64_t j) { return in[j]; }) / double(columns));
         const double rest = lane_sum(columns, [=](int64_t j) { return in[j] - centre; }) / double(columns);
-        const float squares = lane_sum(columns, [=](int64_t j) { return (in[j] - centre) * (in[j] - centre); });
+        const double squares = lane_sum(columns, [=](int64_t j) { return (in[j] - centre) * (in[j] - centre); });
         const double variance = squares / double(columns) - rest * rest;
         mean[r] = centre + rest;
         rstd[r] = 1 / std::sqrt((variance < 0 ? 0 : variance) + eps);
@@ -41,7 +47,7 @@ BP_CLONES void rms_norm_rows(const float* x, const float* gamma, int64_t rows, i
     for (int64_t r = 0; r < rows; ++r) {
         const float* __restrict in = x + r * columns;
         float* __restrict out = y + r * columns;
-        const float squares = lane_sum(columns, [=](int64_t j) { return in[j] * in[j]; });
+        const double squares = lane_sum(columns, [=](int64_t j) { return in[j] * in[j]; });
         rstd[r] = 1 / std::sqrt(squares / double(columns) + eps);
         const float scale = float(rstd[r]);
         for (int64_t j = 0; j < columns; ++j) out[j] = in[j] * scale * gamma[j];
@@ -62,8 +68,9 @@ BP_CLONES void norm_backward_rows(const float* dy, const float* x, const float* 
         const auto xhat = [=](int64_t j) { return (in[j] - hi) * scale + shift; };
         // g is rounded before its mean is taken from it, so that a row of one element gets exactly 0.
         for (int64_t j = 0; j < columns; ++j) out[j] = grad[j] * gamma[j];
-        const float along_ones = mean ? lane_sum(columns, [=](int64_t j) { return out[j]; }) / float(columns) : 0;
-        const float along_xhat = lane_sum(columns, [=](int64_t j) { return out[j] * xhat(j); }) / float(columns);
+        const double ones = mean ? lane_sum(columns, [=](int64_t j) { return out[j]; }) : 0;
+        const double normals = lane_sum(columns, [=](int64_t j) { return out[j] * xhat(j); });
+        const float along_ones = float(ones / double(columns)), along_xhat = float(normals / double(columns));
         for (int64_t j = 0; j < columns; ++j) {
             const float normal = xhat(j);
             out[j] = scale * (out[j] - along_ones - normal * along_xhat);

@@ -1,7 +1,7 @@
 // Shared by norm.cpp and norm_groups.cpp: their arguments, and how sums and statistics are kept.
 //
 // Sums are cut into blocks of rows whose number depends on the shape alone; a block sums in float32 over a few hundred
-// terms a lane, blocks are added in double and in order. So the result is the same for any number of threads.
+// terms a lane, runs and blocks are added in double and in order. So the result is the same for any number of threads.
 // Statistics are in double. A mean is used as hi + lo, two floats: x - hi is exact for x near the mean, and lo restores
 // what rounding the mean to hi left out, so a large mean with a small variance does not cancel.
 #pragma once

@@ -254,6 +254,9 @@ void group_norm_backward(const Floats& dy, const Floats& x, const MaybeFloats& g
         if (constant) {
             std::fill(hi, hi + all.width, 0.0f);
             std::fill(rest, rest + all.width, 0.0f);
+        } else if (count == 1) {
+            // Nothing of a single element is left; along_dy dy, rounded by itself, would not cancel the rest exactly.
+            std::fill(along_dy, hi + 4 * all.width, 0.0f);
         }
         all.repeat(wide, 4);
         if (constant) {

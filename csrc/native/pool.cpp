@@ -140,16 +140,27 @@ BP_CLONES void max_backward_wide(const Windows& windows, const float* dy, const 
     max_gather(windows, dy, index, row, winners, dx);
 }
 
+// Terms that a float32 sum takes before it goes into a double: a long one loses more of each term the larger it grows.
+constexpr int64_t RUN = 128;
+
+// total: scratch of one pixel.
 BP_CLONES void avg_forward(const Windows& windows, const float* x, const float* weights, int64_t row,
-                           Member* members, float* y) {
+                           Member* members, double* __restrict total, float* y) {
     for (int64_t column = 0; column < windows.columns.outputs; ++column) {
         float* __restrict out = y + column * windows.channels;
         const int64_t count = find_members(windows, row, column, members);
         std::fill(out, out + windows.channels, 0.0f);
+        if (count >= RUN) std::fill(total, total + windows.channels, 0.0);
         for (int64_t m = 0; m < count; ++m) {
             const float* __restrict in = x + members[m].offset;
             for (int64_t j = 0; j < windows.channels; ++j) out[j] += in[j];
+            if (m % RUN == RUN - 1) {
+                for (int64_t j = 0; j < windows.channels; ++j) total[j] += out[j];
+                std::fill(out, out + windows.channels, 0.0f);
+            }
         }
+        if (count >= RUN)
+            for (int64_t j = 0; j < windows.channels; ++j) out[j] = float(total[j] + out[j]);
         for (int64_t j = 0; j < windows.channels; ++j) out[j] *= weights[column];
     }
 }
@@ -239,8 +250,9 @@ void avg_pool2d(const Floats& x, const Floats& weights, Pair kernel, Pair stride
     pybind11::gil_scoped_release release;
     for_rows(windows, windows.rows.outputs, [&](int64_t image, int64_t row) {
         std::vector<Member> members(windows.taps());
+        std::vector<double> total(static_cast<std::size_t>(windows.channels));
         avg_forward(windows, in + image * windows.rows.inputs * windows.input_row(),
-                    shares + row * windows.columns.outputs, row, members.data(),
+                    shares + row * windows.columns.outputs, row, members.data(), total.data(),
                     out + (image * windows.rows.outputs + row) * windows.output_row());
     });
 }

@@ -1,0 +1,64 @@
+"""The native extension as a whole: which arrays its kernels are given, and what is left of it after a fork."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+import bp.ops.norm as ops
+from bp.cpu import native
+
+pytestmark = pytest.mark.skipif(native.kernels is None, reason="the native extension is not built")
+
+
+def misaligned(array):
+    """The same numbers one byte off any address that their type may have."""
+    moved = np.frombuffer(b"." + array.tobytes(), array.dtype, offset=1).reshape(array.shape)
+    assert not moved.flags.aligned
+    return moved
+
+
+def test_kernels_are_for_aligned_float32_alone():
+    x = np.zeros(4, "float32")
+    assert native.kernel("layer_norm", x) is not None
+    assert native.kernel("layer_norm", x.astype("float64")) is None
+    assert native.kernel("layer_norm", misaligned(x)) is None
+    assert native.kernel("no_such_kernel", x) is None
+
+
+def test_misaligned_arrays_run_on_numpy(monkeypatch):
+    x = np.random.default_rng(0).standard_normal((3, 5)).astype("float32")
+    y, _, _ = ops.layer_norm(misaligned(x), None, None, 1, 1e-5)
+    monkeypatch.setattr(native, "kernels", None)
+    np.testing.assert_array_equal(y, ops.layer_norm(x, None, None, 1, 1e-5)[0])
+
+
+def finishes(pid, seconds):
+    """Whether the child ends by itself, without error, in that time; else it is killed."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status == 0
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return False
+
+
+# Newer versions of Python warn of a fork while any other thread runs, and those of OpenMP and BLAS always do.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_parallel_loops_run_after_a_fork():
+    x = np.random.default_rng(0).standard_normal((512, 512)).astype("float32")
+    y, _, _ = ops.layer_norm(x, None, None, 1, 1e-5)
+    pid = os.fork()
+    if pid == 0:
+        same = False
+        try:
+            same = np.array_equal(ops.layer_norm(x, None, None, 1, 1e-5)[0], y)
+        finally:
+            os._exit(0 if same else 1)
+    assert finishes(pid, 10)
