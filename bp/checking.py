@@ -11,7 +11,19 @@ import numpy as np
 from bp.errors import BPError
 from bp.layers.context import Context
 from bp.layers.layer import Layer
+from bp.layers.parameter import Parameter
 from bp.ops.array import Array
+
+Pairs = list[tuple[Any, Any]]  # (value, gradient)
+
+_EPS = float(np.finfo(np.float64).eps)
+# At this step of a smooth function the truncation of a central difference (of the order h^2) and its rounding (eps / h)
+# balance. 100 covers the constants that the orders leave out (third derivatives, rounding within backward).
+_STEP = _EPS ** (1 / 3)
+_RELATIVE = 100 * _STEP**2
+_DEVIATIONS = 16  # of the rounding error, which is itself an estimate
+_STEPS = 5
+_DIRECTIONS = 3
 
 
 class GradientError(BPError, AssertionError):
@@ -42,29 +54,29 @@ class Comparison:
 
 
 def check(model: Layer, x: Array, *, training: bool = True, seed: int = 0) -> list[Comparison]:
-    """Compare every backward of a built model with central differences; stop at the first that disagrees.
+    """Compare every backward of a built model with central differences; stop at the first that is wrong.
 
     The model is copied to float64 on the CPU and run once on the batch `x`; then each call of each layer is
     checked alone, on the input it received there, in the order in which the calls ended: inner layers before the
-    layers made of them, so the first to disagree is the culprit. For a random weighting r of the outputs,
-    L = sum(r * y), dL along a random direction u of the input and of each parameter is compared:
-    <backward, u> against (L(+hu) - L(-hu)) / 2h with h = eps^(1/3), at which truncation and rounding balance and leave
-    a relative error of the order eps^(2/3), about 4e-11. Random numbers (dropout) are the same in every pass and
-    running statistics are left alone.
+    layers made of them, so the first to disagree is the culprit. `compare` says what is checked. Random numbers
+    (dropout) are the same in every pass and running statistics are left alone.
 
-    Every input is first moved at random by a tenth of its deviation: a maximum of equal numbers, such as the zeros that
-    a ReLU leaves, has no derivative. Raises GradientError naming the layer. Returns all comparisons.
+    Every parameter and input is first moved at random by a tenth of its deviation: a maximum of equal numbers, such as
+    the zeros that a ReLU leaves, has no derivative, nor has a ReLU at a bias of zero on its own. Raises GradientError
+    naming the layer. Returns all comparisons.
     """
     model = model.copy(device="cpu", dtype=np.float64)
     x = np.asarray(x, np.float64) if np.asarray(x).dtype.kind == "f" else np.asarray(x)
+    generator = np.random.default_rng(seed)
+    for _, parameter in model.named_parameters():
+        _jitter(parameter.value, generator)
     calls: list[tuple[Layer, Array]] = []
     with _recorded(model, calls):
         model.forward(x, _context(training, seed))
     comparisons = []
-    generator = np.random.default_rng(seed)
     for layer, layer_input in calls:
-        if layer_input.dtype.kind == "f" and layer_input.size:
-            layer_input += 0.1 * (layer_input.std() or 1.0) * generator.standard_normal(layer_input.shape)
+        if layer_input.dtype.kind == "f":
+            _jitter(layer_input, generator)
         for comparison in compare(layer, layer_input, training=training, seed=seed):
             if not comparison.agrees:
                 raise GradientError(str(comparison))
@@ -72,87 +84,169 @@ def check(model: Layer, x: Array, *, training: bool = True, seed: int = 0) -> li
     return comparisons
 
 
+def _jitter(values: np.ndarray, generator: np.random.Generator) -> None:
+    if values.size:
+        values += 0.1 * (values.std() or 1.0) * generator.standard_normal(values.shape)
+
+
 def compare(layer: Layer, x: np.ndarray, *, training: bool = True, seed: int = 0) -> Iterator[Comparison]:
     """The comparisons of one float64 layer at one input: along the input, then along each trainable parameter.
 
-    A layer made of layers is compared along all of its parameters at once.
+    For a random weighting r of the outputs, L = sum(r * y), and a random direction u, <backward, u> stands against
+    (L(+hu) - L(-hu)) / 2h. A layer made of layers is compared along all of its parameters at once.
+
+    Raises GradientError where backward is no derivative to compare or breaks a rule: it (or forward) writes into x, dy
+    or y, dx has another shape than x, what forward saved is left on the context, a second backward does not add the
+    same gradients again, or `backward_parameters` gives others than `backward`.
     """
     generator = np.random.default_rng(seed)
-    ctx = _context(training, seed)
-    y = layer.forward(x, ctx)
+    trained = {name: p for name, p in layer.named_parameters() if p.trainable}
+
+    def forward() -> Array:
+        return np.array(layer.forward(x, _context(training, seed)))
+
+    given = x.copy()
+    y = forward()
+    _expect_unchanged(layer, "forward", "input x", x, given)
     r = generator.standard_normal(y.shape)
-    for _, parameter in layer.named_parameters():
-        parameter._written = False
-    dx = layer.backward(r, ctx)
 
-    def loss() -> float:
-        return float(np.sum(r * layer.forward(x, _context(training, seed))))
+    def gradients(method: str) -> Any:
+        """dx of a first backward after an optimizer step, whose parameter gradients overwrite what was there."""
+        for parameter in trained.values():
+            parameter.grad = np.full(parameter.shape or (), np.nan)
+            parameter._written = False
+        return _backward(layer, method, x, r, _context(training, seed))
 
-    scale = float(np.sum(np.abs(r * y)))
-    if x.dtype.kind == "f":
-        yield _along("input", layer, [(x, dx)], loss, scale, generator)
-    pairs: dict[str, tuple[Any, Any]] = {name: (p.value, p.grad) for name, p in layer.named_parameters() if p.trainable}
+    dx = gradients("backward")
+    if x.dtype.kind == "f" and np.shape(dx) != x.shape:
+        raise GradientError(f"{layer.label}: backward gives dx of shape {np.shape(dx)} for x of shape {x.shape}")
+    grads = {name: np.array(p.grad) for name, p in trained.items()}
+    for name, gradient in grads.items():
+        if np.isnan(gradient).any():
+            raise GradientError(
+                f"{layer.label}: the gradient of {name} has NaN: backward computes one, leaves elements unwritten, or "
+                "adds to the gradient before an optimizer step where it has to overwrite (accumulate is False)"
+            )
+    inputs: Pairs = [(x, np.array(dx))] if x.dtype.kind == "f" else []
+    pairs: dict[str, tuple[Any, Any]] = {name: (p.value, grads[name]) for name, p in trained.items()}
+    rounding = _rounding([*inputs, *pairs.values()], forward, r, generator)
+    if inputs:
+        yield _along("input", layer, inputs, forward, r, rounding, generator)
     if pairs and any(True for _ in layer.children()):
         # Each layer inside has been checked alone; what is left is how their gradients come together.
-        yield _along("all parameters", layer, list(pairs.values()), loss, scale, generator)
-        return
-    for name, pair in pairs.items():
-        yield _along(name, layer, [pair], loss, scale, generator)
+        yield _along("all parameters", layer, list(pairs.values()), forward, r, rounding, generator)
+    else:
+        for name, pair in pairs.items():
+            yield _along(name, layer, [pair], forward, r, rounding, generator)
+
+    _backward(layer, "backward", x, r, _context(training, seed))
+    _expect_gradients(layer, trained, {name: 2 * g for name, g in grads.items()}, "a second backward has to add to")
+    if type(layer).backward_parameters is not Layer.backward_parameters:
+        gradients("backward_parameters")
+        _expect_gradients(layer, trained, grads, "backward_parameters has to give the same as backward for")
 
 
-Pairs = list[tuple[Any, Any]]
+def _backward(layer: Layer, method: str, x: Array, r: Array, ctx: Context) -> Any:
+    """dx for dy = r (None of `backward_parameters`); raises GradientError where one of the rules is broken."""
+    dy, given = r.copy(), x.copy()
+    y = layer.forward(x, ctx)
+    made = np.array(y)
+    dx = getattr(layer, method)(dy, ctx)
+    for what, now, before in (("input x", x, given), ("output gradient dy", dy, r), ("output y", y, made)):
+        _expect_unchanged(layer, method, what, now, before)
+    if ctx.open_layers:
+        raise GradientError(
+            f"{layer.label}: {method} leaves on the context what {', '.join(ctx.open_layers)} saved: the backward of "
+            "each forward has to be called"
+        )
+    return dx
+
+
+def _expect_unchanged(layer: Layer, method: str, what: str, now: Array, before: Array) -> None:
+    if not np.array_equal(now, before, equal_nan=True):
+        raise GradientError(f"{layer.label}: {method} writes into the {what}, which others may use")
+
+
+def _expect_gradients(layer: Layer, trained: dict[str, Parameter], expected: dict[str, np.ndarray], rule: str) -> None:
+    """The gradients are the expected ones but for the order of sums."""
+    size = _norm(*expected.values())
+    for name, gradient in expected.items():
+        error = _norm(trained[name].grad - gradient)
+        if not error <= _RELATIVE * size:
+            raise GradientError(f"{layer.label}: {rule} the gradient of {name}, and is off by {error:.3g}")
 
 
 def _along(
     name: str,
     layer: Layer,
     pairs: Pairs,
-    loss: Callable[[], float],
-    scale: float,
+    forward: Callable[[], Array],
+    r: Array,
+    rounding: float,
     generator: np.random.Generator,
 ) -> Comparison:
-    """Compare along random directions of the values in `pairs`, (value, gradient), until one agrees, else the first.
+    """Compare along a random direction of the values in `pairs`, (value, gradient).
 
-    With a kink (of a ReLU, of a maximum) between its two points a difference is off though backward is right. Among
-    many elements there is often one within h; a smaller step passes nearly all, at the price of more rounding.
-    A backward that is wrong agrees along no direction.
+    Where the two disagree, a kink (of a ReLU, of a maximum) may lie between the two points of the difference; among
+    many elements there is often one. The difference at a smaller step along the same direction tells: if it is the
+    same, there is none, and backward is wrong. If it is another, a still smaller step passes more kinks, at the price
+    of more rounding; after the last of them another direction is tried.
     """
-    h = float(np.finfo(np.float64).eps) ** (1 / 3)
-    tries: list[Comparison] = []
-    for step in (h, h / 8, h / 64, h / 64, h / 512, h / 512):
-        tries.append(_difference(name, layer, pairs, loss, scale, generator, step))
-        if tries[-1].agrees:
-            return tries[-1]
-    return tries[0]
+    for _ in range(_DIRECTIONS):
+        directions, at = _line(pairs, forward, generator)
+        terms = [gradient * direction for (_, gradient), direction in zip(pairs, directions, strict=True)]
+        backward = float(sum(np.sum(term) for term in terms))
+        noise = rounding + _EPS * _norm(*(gradient * value for value, gradient in pairs))
+        h = _STEP
+        previous = math.nan
+        for attempt in range(_STEPS):
+            slopes = r * (at(h) - at(-h)) / (2 * h)
+            if attempt == 0 and (size := _norm(slopes)) and noise > 64 * _EPS * size:
+                # Outputs with a large constant part are rounded coarsely; a larger step balances that.
+                h = min((noise / size) ** (1 / 3), 0.1)
+                slopes = r * (at(h) - at(-h)) / (2 * h)
+            allowed = _DEVIATIONS * noise / h + _RELATIVE * _norm(*terms)
+            comparison = Comparison(layer.label, name, backward, float(np.sum(slopes)), allowed)
+            if comparison.agrees or abs(comparison.difference - previous) <= allowed:
+                return comparison
+            previous = comparison.difference
+            h /= 8
+    return comparison
 
 
-def _difference(
-    name: str,
-    layer: Layer,
-    pairs: Pairs,
-    loss: Callable[[], float],
-    scale: float,
-    generator: np.random.Generator,
-    h: float,
-) -> Comparison:
-    directions = [generator.standard_normal(value.shape) for value, _ in pairs]
+def _line(
+    pairs: Pairs, forward: Callable[[], Array], generator: np.random.Generator
+) -> tuple[list[np.ndarray], Callable[[float], Array]]:
+    """A random direction of the values, on their own scale where that is below 1, and the output at a distance."""
     kept = [value.copy() for value, _ in pairs]
+    scales = [min(_norm(value) / math.sqrt(max(value.size, 1)) or 1.0, 1.0) for value in kept]
+    directions = [scale * generator.standard_normal(value.shape) for scale, value in zip(scales, kept, strict=True)]
 
-    def moved(distance: float) -> float:
+    def at(distance: float) -> Array:
         for (value, _), start, direction in zip(pairs, kept, directions, strict=True):
             value[...] = start + distance * direction
-        return loss()
+        y = forward()
+        for (value, _), start in zip(pairs, kept, strict=True):
+            value[...] = start
+        return y
 
-    above, below = moved(h), moved(-h)
-    for (value, _), start in zip(pairs, kept, strict=True):
-        value[...] = start
-    terms = [gradient * direction for (_, gradient), direction in zip(pairs, directions, strict=True)]
-    backward = float(sum(np.sum(term) for term in terms))
-    # Truncation goes with h^2, rounding with eps / h; 100 covers the constants that the orders leave out (third
-    # derivative, sums of a few thousand terms).
-    order = max(h**2, float(np.finfo(np.float64).eps) / h)
-    allowed = 100 * order * (scale + float(sum(np.sum(np.abs(term)) for term in terms)))
-    return Comparison(layer.label, name, backward, (above - below) / (2 * h), allowed)
+    return directions, at
+
+
+def _rounding(pairs: Pairs, forward: Callable[[], Array], r: Array, generator: np.random.Generator) -> float:
+    """Standard deviation of the rounding error of L = sum(r * y), measured by moving all values a little.
+
+    Over a distance d far below `_STEP` the second difference of a smooth y, of the order d^2, vanishes beside the
+    rounding errors of its three terms, which count as 1 + 4 + 1 variances. They add up as a random walk.
+    """
+    _, at = _line(pairs, forward, generator)
+    y, d = at(0.0), _STEP / 4096
+    return _norm(r * (at(d) - 2 * y + at(-d))) / math.sqrt(6) + _EPS * _norm(r * y)
+
+
+def _norm(*arrays: Any) -> float:
+    """The joint Euclidean norm."""
+    return math.sqrt(sum(float(np.sum(np.square(array))) for array in arrays))
 
 
 def _context(training: bool, seed: int) -> Context:
