@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 
+import bp  # before NumPy
+
+# isort: split
 import numpy as np
 
-import bp
 from bp.cpu.runtime import StepMemory
 
 Step = Callable[[], None]

@@ -21,12 +21,11 @@ from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import numpy as np
 from readme import cpu_name, replace_section
 
 RESULTS = Path(__file__).parent / "results" / "steps-cpu.json"
 SIDES = ("steps_bp", "steps_torch")
-TURN_SECONDS = 0.05  # a turn repeats a short step for about this long
+TURN_SECONDS = 0.3  # a turn repeats a short step for about this long
 WORKLOADS: dict[str, tuple[str, tuple[int, ...]]] = {
     "mlp-small": ("MLP 64-64-10, batch 32", (32, 64)),
     "mlp": ("MLP 784-512-512-10, batch 128", (128, 784)),
@@ -37,10 +36,13 @@ WORKLOADS: dict[str, tuple[str, tuple[int, ...]]] = {
 
 def take_turns(side: str, name: str, pipe: Connection) -> None:
     """The process of one side: after warming up, a turn of each of its contestants whenever it is asked."""
+    make_steps = importlib.import_module(side).make_steps  # before NumPy, as bp wants it
+    import numpy as np
+
     generator = np.random.default_rng(0)
     shape = WORKLOADS[name][1]
     x = generator.standard_normal(shape).astype(np.float32)
-    steps = importlib.import_module(side).make_steps(name, x, generator.integers(0, 10, shape[0]))
+    steps = make_steps(name, x, generator.integers(0, 10, shape[0]))
     inner = {}
     for who, step in steps.items():
         for _ in range(5):
@@ -111,7 +113,7 @@ def main() -> None:
             "bp_ms": medians["bp"],
             "torch_ms": torch_ms,
             "ratio": torch_ms / medians["bp"],
-            "quantiles_20_80": {who: np.quantile(v, [0.2, 0.8]).round(4).tolist() for who, v in times.items()},
+            "quantiles_20_80": {who: statistics.quantiles(v, n=5)[::3] for who, v in times.items()},
         }
         print(f"{name:10s} " + "  ".join(f"{who} {ms:.3f} ms" for who, ms in medians.items()), flush=True)
     if arguments.only == list(WORKLOADS):

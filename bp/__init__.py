@@ -1,5 +1,8 @@
 """bp: neural networks with explicit, hand-derived backpropagation on NVIDIA GPUs and CPUs."""
 
+from bp import threads as threads  # first: it loads NumPy
+
+# isort: split
 from bp import callbacks as callbacks
 from bp import data as data
 from bp import errors as errors

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "bp"
 # The rooms of the house from low to high. A room imports rooms of lower lines only. `ops` stands below the devices,
 # because a device imports what is declared there; a call goes the other way, through `ops.operation`.
 ORDER = [
-    ["errors"],
+    ["errors", "threads"],
     ["ops", "registry", "recipes", "schedules", "history", "interruption"],
     ["cpu", "initializers", "metrics", "data"],
     ["layers"],

@@ -2,42 +2,23 @@
 
 import importlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from bp.threads import short_waits
 
 
 def _load() -> ModuleType | None:
     if os.environ.get("BP_NATIVE", "1") == "0":
         return None
     try:
-        with _patient_threads():
+        with short_waits():
             return importlib.import_module("bp.cpu._native")
     except ImportError:
         return None
-
-
-@contextmanager
-def _patient_threads() -> Iterator[None]:
-    """Let the OpenMP library that loads within sleep soon after a loop, instead of spinning for milliseconds.
-
-    NumPy's BLAS brings threads of its own. A worker that spins after one of our loops holds the core that the next
-    product needs: on 2 cores a step of a 784-512-512-10 network took 6 to 8 ms with libgomp's default and 2.7 ms with a
-    short spin, and on a busy machine the difference is far larger. libgomp reads the variable once, when it is
-    loaded; a setting of the user's stands.
-    """
-    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    if any(name in os.environ for name in names):
-        yield
-        return
-    os.environ["GOMP_SPINCOUNT"] = "1000"  # a few microseconds
-    try:
-        yield
-    finally:
-        del os.environ["GOMP_SPINCOUNT"]
 
 
 # The extension module, or None: not built, or switched off with BP_NATIVE=0.
