@@ -87,7 +87,7 @@ def table(results: dict) -> str:
         lines.append(f"| {title} | {r['bp_ms']:.3g} ms | {r['torch_ms']:.3g} ms | {r['ratio']:.2f} |")
     lines += ["", f"Medians of {results['repeats']} turns of each side: forward, loss, backward, AdamW, fp32. PyTorch"]
     lines.append(f"{results['torch']} runs eager with fused AdamW, in the faster of its memory layouts.")
-    lines.append(f"{results['machine']}, {results['date']}.")
+    lines.append(f"{results['machine']}, {results['date']}. Runs scatter by some 20 %, so a ratio near 1 means level.")
     return "\n".join(lines)
 
 

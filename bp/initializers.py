@@ -142,7 +142,7 @@ class _Scaled:
 
     def std(self, shape: Shape) -> float:
         """The standard deviation for a weight of that shape."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say what it draws")
 
     def __call__(self, shape: Shape, generator: np.random.Generator) -> np.ndarray:
         std = self.std(shape)
