@@ -1,0 +1,410 @@
+// Vector clocks over shadow memory, in the manner of FastTrack (Flanagan and Freund, 2009).
+//
+// A barrier of the whole block orders everything: it starts a new epoch, and accesses of different epochs of one block
+// are never in conflict. Only within an epoch do clocks matter: each thread has its own, which advances when the thread
+// publishes what it did (__syncwarp, a named barrier), and `known[t][u]`, the clock of u up to which t has seen u's
+// accesses. Epochs are never used twice, so whatever an older epoch left in the shadow is out of date by itself.
+#include "detector.hpp"
+
+#include <algorithm>
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <unordered_map>
+
+#include "engine.hpp"
+
+namespace emulator {
+namespace {
+
+constexpr std::uint32_t pending = ~0u;  // the epoch of bytes that a cp.async will write
+constexpr std::size_t shadow_page = 4096;
+constexpr std::size_t most_pages = 8192;  // of shadow kept from launch to launch
+
+struct Writer {
+    std::uint32_t epoch, clock;
+    std::int32_t place;  // relative to the kernel's entry
+    std::uint16_t thread;
+    bool atomic;
+};
+
+// The reads of one epoch: those lanes of one warp, or (spread) an entry for each warp in the table.
+struct Readers {
+    std::uint32_t epoch, clock, lanes;
+    std::int32_t place;
+    std::uint16_t warp;
+    bool spread;
+    std::uint32_t table;
+    std::uint32_t other_block;  // an epoch of an earlier block that read it too
+    std::int32_t other_place;
+};
+
+struct Cell {
+    Writer writer;
+    Readers readers;
+};
+
+struct WarpReaders {
+    std::uint32_t lanes, clock;
+    std::int32_t place;
+};
+
+// Memory with a cell for each 1 << shift bytes: 4, until an access comes that is smaller or lies otherwise.
+struct Region {
+    std::uintptr_t begin = 0;
+    std::size_t bytes = 0;
+    unsigned shift = 2;
+    std::vector<Cell> cells;
+    bool shared = false;
+    // Of a page of global memory: which part of it belongs to an array.
+    std::uintptr_t valid_begin = 0, valid_end = ~std::uintptr_t(0);
+    std::uint64_t changes = ~std::uint64_t(0);
+
+    void place(std::uintptr_t at, std::size_t size) {
+        if (begin == at && bytes == size) return;
+        begin = at, bytes = size, shift = 2;
+        cells.assign((size + 3) / 4, Cell{});
+    }
+    bool contains(std::uintptr_t at) const { return at - begin < bytes; }
+    void refine(unsigned finer) {
+        std::vector<Cell> parts(cells.size() << (shift - finer));
+        for (std::size_t i = 0; i < parts.size(); ++i) parts[i] = cells[i >> (shift - finer)];
+        cells.swap(parts);
+        shift = finer;
+    }
+};
+
+struct Event {
+    Access kind;
+    std::uintptr_t address, place;
+};
+
+std::uint32_t epoch = 1, first_of_block = 1, first_of_launch = 1;
+std::uint32_t named_barrier_epoch = 0;  // the last one in which a named barrier was used
+bool active = false;
+bool synchronized_by_atomic = false;  // the block has done an atomic: it may have been told of other blocks' work
+Region static_shared, dynamic_shared_region;
+std::unordered_map<std::uintptr_t, std::unique_ptr<Region>> pages;
+Region* recent_pages[256];
+
+std::vector<std::uint32_t> clocks, known, known_epoch;
+std::vector<std::uint32_t> published[named_barriers];
+std::vector<WarpReaders> tables;
+
+std::int32_t relative(std::uintptr_t place) {
+    return static_cast<std::int32_t>(place - reinterpret_cast<std::uintptr_t>(launch.request.kernel->run));
+}
+std::uintptr_t absolute(std::int32_t place) {
+    const auto entry = reinterpret_cast<std::uintptr_t>(launch.request.kernel->run);
+    return entry + static_cast<std::uintptr_t>(std::intptr_t(place));
+}
+
+std::uint32_t* known_by(unsigned thread) {
+    std::uint32_t* row = &known[std::size_t(thread) * launch.thread_count];
+    if (known_epoch[thread] != epoch) {
+        std::memset(row, 0, launch.thread_count * sizeof *row);
+        known_epoch[thread] = epoch;
+    }
+    return row;
+}
+
+bool ordered(unsigned earlier, std::uint32_t clock) {
+    const unsigned self = launch.current->index;
+    return earlier == self ||
+           (known_epoch[self] == epoch && known[std::size_t(self) * launch.thread_count + earlier] >= clock);
+}
+
+// A lane in `lanes` whose read is not ordered before the running thread; -1: all are.
+int unordered_reader(unsigned warp, std::uint32_t lanes, std::uint32_t clock) {
+    for (; lanes; lanes &= lanes - 1) {
+        const unsigned reader = warp * warp_lanes + static_cast<unsigned>(__builtin_ctz(lanes));
+        if (!ordered(reader, clock)) return static_cast<int>(reader);
+    }
+    return -1;
+}
+
+// other: the thread, -1 for one of another block.
+[[noreturn]] void conflict(const Region& region, const Event& event, const char* before, int other,
+                           std::int32_t place) {
+    const char* const kinds[] = {"read", "write", "atomic"};
+    char who[64] = "another block";
+    if (other >= 0) {
+        const uint3 at = launch.threads[static_cast<unsigned>(other)].coordinates;
+        std::snprintf(who, sizeof who, "thread %u,%u,%u", at.x, at.y, at.z);
+    }
+    fail_at(event.place, reinterpret_cast<void*>(event.address), absolute(place),
+            other >= 0 ? "race on %s memory: this %s is not ordered after the %s by %s at {1}"
+                       : "two blocks on one address of %s memory: this %s, and a %s by %s at {1}",
+            region.shared ? "shared" : "global", kinds[static_cast<int>(event.kind)], before, who);
+}
+
+bool of_other_block(std::uint32_t then) { return then >= first_of_launch && then < first_of_block; }
+
+void check_writer(const Region& region, const Cell& cell, const Event& event) {
+    const Writer& writer = cell.writer;
+    if (writer.epoch == pending)
+        fail_at(event.place, reinterpret_cast<void*>(event.address), absolute(writer.place),
+                "missing wait: these bytes of shared memory are the target of the cp.async at {1}, which nobody has "
+                "waited for");
+    if (writer.epoch == epoch) {
+        if (!ordered(writer.thread, writer.clock) && !(writer.atomic && event.kind == Access::atomic))
+            conflict(region, event, writer.atomic ? "atomic" : "write", writer.thread, writer.place);
+    } else if (writer.epoch < first_of_block) {
+        if (region.shared) {
+            if (event.kind != Access::write)
+                fail_at(event.place, reinterpret_cast<void*>(event.address), 0,
+                        "uninitialised shared memory: no thread of this block has written it yet; a write is missing, "
+                        "or a barrier between a later write and this read");
+        } else if (of_other_block(writer.epoch)) {
+            const bool both_write = event.kind == Access::write && !writer.atomic;
+            if (both_write || !synchronized_by_atomic)
+                conflict(region, event, writer.atomic ? "atomic" : "write", -1, writer.place);
+        }
+    }
+}
+
+void check_readers(const Region& region, const Cell& cell, const Event& event) {
+    const Readers& readers = cell.readers;
+    if (readers.epoch == epoch) {
+        int other = -1;
+        std::int32_t place = readers.place;
+        if (!readers.spread) {
+            other = unordered_reader(readers.warp, readers.lanes, readers.clock);
+        } else {
+            for (unsigned warp = 0; warp < launch.warp_count && other < 0; ++warp) {
+                const WarpReaders& entry = tables[readers.table + warp];
+                other = unordered_reader(warp, entry.lanes, entry.clock);
+                place = entry.place;
+            }
+        }
+        if (other >= 0) conflict(region, event, "read", other, place);
+    }
+    if (!region.shared && !synchronized_by_atomic) {
+        if (of_other_block(readers.epoch)) conflict(region, event, "read", -1, readers.place);
+        if (of_other_block(readers.other_block)) conflict(region, event, "read", -1, readers.other_place);
+    }
+}
+
+// Adds a lane to the readers of its warp. Readers that are ordered before this read need no longer be remembered. Where
+// clocks differ the least stands for all: a race may then go unseen, but none is invented.
+template <typename Entry>
+void add_lane(Entry& entry, unsigned warp, unsigned lane, std::uint32_t clock, std::int32_t place) {
+    const std::uint32_t bit = 1u << lane;
+    if (entry.lanes == 0 || (entry.clock != clock && unordered_reader(warp, entry.lanes, entry.clock) < 0)) {
+        entry.lanes = bit;
+        entry.clock = clock;
+    } else {
+        entry.lanes |= bit;
+        entry.clock = std::min(entry.clock, clock);
+    }
+    entry.place = place;
+}
+
+void remember_reader(Cell& cell, std::int32_t place) {
+    const unsigned self = launch.current->index, warp = self / warp_lanes, lane = self % warp_lanes;
+    const std::uint32_t clock = clocks[self];
+    Readers& readers = cell.readers;
+    if (readers.epoch != epoch) {
+        if (of_other_block(readers.epoch)) {
+            readers.other_block = readers.epoch;
+            readers.other_place = readers.place;
+        }
+        readers.epoch = epoch, readers.clock = clock, readers.lanes = 1u << lane, readers.place = place;
+        readers.warp = static_cast<std::uint16_t>(warp), readers.spread = false;
+        return;
+    }
+    if (!readers.spread && readers.warp != warp) {
+        readers.spread = true;
+        readers.table = static_cast<std::uint32_t>(tables.size());
+        tables.resize(tables.size() + launch.warp_count, WarpReaders{});
+        tables[readers.table + readers.warp] = {readers.lanes, readers.clock, readers.place};
+    }
+    if (readers.spread)
+        add_lane(tables[readers.table + warp], warp, lane, clock, place);
+    else
+        add_lane(readers, warp, lane, clock, place);
+}
+
+template <typename Body>
+void for_cells(Region& region, std::uintptr_t address, std::size_t bytes, Body body) {
+    const unsigned lowest = static_cast<unsigned>(__builtin_ctzll(address | bytes | 4));
+    if (lowest < region.shift) region.refine(lowest);
+    const std::size_t offset = address - region.begin, last = (offset + bytes - 1) >> region.shift;
+    for (std::size_t i = offset >> region.shift; i <= last; ++i) body(region.cells[i]);
+}
+
+void check(Region& region, std::size_t bytes, const Event& event) {
+    const std::int32_t place = relative(event.place);
+    const unsigned self = launch.current->index;
+    for_cells(region, event.address, bytes, [&](Cell& cell) {
+        check_writer(region, cell, event);
+        if (event.kind == Access::read) {
+            remember_reader(cell, place);
+        } else {
+            check_readers(region, cell, event);
+            cell.writer = {epoch, clocks[self], place, static_cast<std::uint16_t>(self), event.kind == Access::atomic};
+        }
+    });
+}
+
+Region& page_of(std::uintptr_t address) {
+    const std::uintptr_t base = address / shadow_page * shadow_page;
+    Region*& recent = recent_pages[address / shadow_page % 256];
+    if (!recent || recent->begin != base) {
+        std::unique_ptr<Region>& slot = pages[base];
+        if (!slot) slot = std::make_unique<Region>();
+        slot->place(base, shadow_page);
+        recent = slot.get();
+    }
+    const std::uint64_t changes = allocation_changes.load(std::memory_order_relaxed);
+    if (recent->changes != changes) {
+        recent->changes = changes;
+        const Range array = allocation_at(reinterpret_cast<void*>(address));
+        recent->valid_begin = array.begin;
+        recent->valid_end = array.end ? array.end : ~std::uintptr_t(0);
+    }
+    return *recent;
+}
+
+void global_access(std::size_t bytes, const Event& event) {
+    for (std::size_t done = 0; done < bytes;) {
+        const std::uintptr_t at = event.address + done;
+        Region& page = page_of(at);
+        const std::size_t part = std::min(bytes - done, page.begin + shadow_page - at);
+        if (at < page.valid_begin || at + part > page.valid_end)
+            fail_at(event.place, reinterpret_cast<void*>(event.address), 0,
+                    "out-of-bounds %s of %zu bytes, %lld bytes %s an array of %llu bytes",
+                    event.kind == Access::read ? "read" : "write", bytes,
+                    at < page.valid_begin ? static_cast<long long>(page.valid_begin - event.address)
+                                          : static_cast<long long>(event.address + bytes - page.valid_end),
+                    at < page.valid_begin ? "before" : "past the end of",
+                    static_cast<unsigned long long>(page.valid_end - page.valid_begin));
+        check(page, part, {event.kind, at, event.place});
+        done += part;
+    }
+}
+
+Region* shared_region(std::uintptr_t address) {
+    if (static_shared.contains(address)) return &static_shared;
+    if (dynamic_shared_region.contains(address)) return &dynamic_shared_region;
+    return nullptr;
+}
+
+void join(std::uint32_t* into, const std::uint32_t* from, unsigned count) {
+    for (unsigned i = 0; i < count; ++i) into[i] = std::max(into[i], from[i]);
+}
+
+void new_epoch() {
+    ++epoch;
+    tables.clear();
+}
+
+}  // namespace
+
+void detector_launch_begins() {
+    if (epoch > 1u << 31 || pages.size() > most_pages) {
+        pages.clear();
+        std::memset(recent_pages, 0, sizeof recent_pages);
+        static_shared = dynamic_shared_region = Region{};
+        epoch = 1;
+        named_barrier_epoch = 0;
+    }
+    const Kernel& kernel = *launch.request.kernel;
+    const std::size_t count = launch.thread_count;
+    static_shared.place(reinterpret_cast<std::uintptr_t>(kernel.shared_begin),
+                        static_cast<std::size_t>(kernel.shared_end - kernel.shared_begin));
+    dynamic_shared_region.place(reinterpret_cast<std::uintptr_t>(launch.dynamic_base), launch.request.shared);
+    static_shared.shared = dynamic_shared_region.shared = true;
+    clocks.assign(count, 1);
+    known.resize(count * count);
+    known_epoch.assign(count, 0);
+    first_of_launch = epoch + 1;
+    active = true;
+}
+
+void detector_block_begins() {
+    new_epoch();
+    first_of_block = epoch;
+    synchronized_by_atomic = false;
+    std::fill(clocks.begin(), clocks.end(), 1u);
+    for (std::vector<std::uint32_t>& row : published) row.assign(row.size(), 0);
+    // Copies that the previous block never waited for.
+    for (Region* region : {&static_shared, &dynamic_shared_region})
+        if (region->shared && launch.copies_abandoned)
+            for (Cell& cell : region->cells)
+                if (cell.writer.epoch == pending) cell.writer.epoch = 0;
+    launch.copies_abandoned = false;
+}
+
+void detector_block_barrier() { new_epoch(); }
+
+void detector_warp_sync(unsigned warp, unsigned mask) {
+    const unsigned first = warp * warp_lanes;
+    // Of other warps a lane knows something only where a named barrier told it.
+    const bool told = named_barrier_epoch == epoch;
+    const unsigned begin = told ? 0 : first;
+    const unsigned count = told ? launch.thread_count : std::min(warp_lanes, launch.thread_count - first);
+    static std::vector<std::uint32_t> joined;
+    joined.assign(count, 0);
+    for (unsigned lanes = mask; lanes; lanes &= lanes - 1) {
+        const unsigned thread = first + static_cast<unsigned>(__builtin_ctz(lanes));
+        join(joined.data(), known_by(thread) + begin, count);
+        joined[thread - begin] = std::max(joined[thread - begin], clocks[thread]++);
+    }
+    for (unsigned lanes = mask; lanes; lanes &= lanes - 1)
+        std::memcpy(known_by(first + static_cast<unsigned>(__builtin_ctz(lanes))) + begin, joined.data(),
+                    count * sizeof joined[0]);
+}
+
+void detector_release(unsigned barrier, unsigned thread) {
+    named_barrier_epoch = epoch;
+    std::vector<std::uint32_t>& row = published[barrier];
+    row.resize(launch.thread_count);
+    join(row.data(), known_by(thread), launch.thread_count);
+    row[thread] = std::max(row[thread], clocks[thread]++);
+}
+
+void detector_acquire(unsigned barrier, unsigned thread) {
+    join(known_by(thread), published[barrier].data(), launch.thread_count);
+}
+
+void detector_clear(unsigned barrier) { std::fill(published[barrier].begin(), published[barrier].end(), 0u); }
+
+void detector_access(Access kind, const void* pointer, std::size_t bytes, const void* place, bool aligned) {
+    if (!active || !launch.current || bytes == 0) return;
+    const auto address = reinterpret_cast<std::uintptr_t>(pointer);
+    if (launch.fibers.contains(pointer)) return;  // local variables
+    const Event event{kind, address, reinterpret_cast<std::uintptr_t>(place)};
+    if (aligned && address & (bytes - 1))
+        fail_at(event.place, pointer, 0, "misaligned %s of %zu bytes: the address is no multiple of it",
+                kind == Access::read ? "read" : "write", bytes);
+    if (kind == Access::atomic) synchronized_by_atomic = true;
+    if (Region* region = shared_region(address)) {
+        if (address + bytes > region->begin + region->bytes)
+            fail_at(event.place, pointer, 0, "out-of-bounds access of %zu bytes past the end of shared memory", bytes);
+        check(*region, bytes, event);
+    } else {
+        global_access(bytes, event);
+    }
+}
+
+void detector_copy_pending(char* shared, unsigned bytes, const void* place) {
+    detector_access(Access::write, shared, bytes, place, true);
+    if (Region* region = shared_region(reinterpret_cast<std::uintptr_t>(shared)))
+        for_cells(*region, reinterpret_cast<std::uintptr_t>(shared), bytes,
+                  [](Cell& cell) { cell.writer.epoch = pending; });
+}
+
+void detector_copy_landed(char* shared, unsigned bytes) {
+    const unsigned self = launch.current->index;
+    if (Region* region = shared_region(reinterpret_cast<std::uintptr_t>(shared)))
+        for_cells(*region, reinterpret_cast<std::uintptr_t>(shared), bytes, [=](Cell& cell) {
+            cell.writer.epoch = epoch;
+            cell.writer.clock = clocks[self];
+        });
+}
+
+void detector_launch_ends() { active = false; }
+
+}  // namespace emulator

@@ -1,0 +1,153 @@
+// The state of a launch, shared by the parts of the engine. One launch runs at a time, on the thread that asked for it.
+#pragma once
+#include <atomic>
+#include <csetjmp>
+#include <cstdint>
+#include <vector>
+
+#include "fiber.hpp"
+#include "interface.hpp"
+
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+
+namespace emulator {
+
+constexpr unsigned warp_lanes = 32;
+constexpr unsigned most_threads = 1024;
+constexpr unsigned named_barriers = 16;
+
+struct PendingCopy {
+    char* destination;
+    unsigned bytes;
+    unsigned char data[16];
+    unsigned group;
+};
+
+enum class State : std::uint8_t { unstarted, running, waiting, exited };
+
+struct Thread {
+    unsigned index;  // x fastest, as CUDA numbers the threads of a block
+    uint3 coordinates;
+    State state;
+    Fiber* fiber;             // holds its stack while it waits
+    const char* waiting_for;  // the collective, and where
+    Site waiting_at;
+    unsigned copy_groups;               // cp.async groups committed so far
+    std::vector<PendingCopy> copies;  // oldest first
+};
+
+// Lanes that have come to one warp collective, until all of its mask have.
+struct Group {
+    unsigned mask, arrived;
+    const char* name;
+    Complete complete;
+    bool orders;
+    Site site;
+    void* operands[warp_lanes];
+};
+
+struct Warp {
+    unsigned present;  // lanes that exist and have not exited
+    std::vector<Group> groups;
+};
+
+struct BlockBarrier {
+    unsigned arrived;
+    Vote vote;
+    Site site;
+    int any, all, count;
+    int result;  // of the barrier completed last
+};
+
+struct NamedBarrier {
+    unsigned expected, arrived;
+    std::vector<Thread*> waiting;
+};
+
+struct Request {
+    const Kernel* kernel;
+    void** arguments;
+    unsigned grid[3], threads[3];
+    unsigned long long shared;  // bytes of dynamic shared memory
+    unsigned long long seed;    // 0: blocks and threads in natural order
+    unsigned long long first_block, block_count;
+};
+
+// What went wrong. In the reason, "{0}" and "{1}" stand for places[0] and places[1].
+struct Place {
+    char module[512];  // empty: not known
+    unsigned long long offset;
+};
+
+struct Report {
+    char reason[1536];
+    unsigned block[3], thread[3];
+    int in_thread;  // whether `thread` is meant; a deadlock concerns many
+    unsigned long long address;
+    int has_address;
+    char file[512];  // where the source line is known already
+    int line;
+    int has_place;  // whether places[0] is where the thread stood
+    Place places[2];
+};
+
+struct Launch {
+    Request request;
+    unsigned thread_count = 0, warp_count = 0;
+    std::vector<Thread> threads;
+    std::vector<Warp> warps;
+    std::vector<unsigned> order;  // in which the threads of a block are started
+
+    // The block that runs.
+    Thread* current = nullptr;
+    unsigned started = 0, exited = 0;
+    std::vector<Thread*> ready;
+    std::size_t first_ready = 0;
+    BlockBarrier barrier{};
+    NamedBarrier named[named_barriers];
+
+    FiberPool fibers;
+    Fiber scheduler;  // the stack of the caller
+    Fiber* running = nullptr;
+    std::uint64_t random = 0;
+
+    char* dynamic_base = nullptr;  // of the running launch
+    Report* report = nullptr;
+    sigjmp_buf escape;
+    bool active = false;
+    bool copies_abandoned = false;  // cp.async was used: the next block finds copies that never landed
+};
+
+extern Launch launch;
+
+// Scheduling (scheduler.cpp).
+void run_block(unsigned long long block);
+void suspend(const char* waiting_for, Site site);  // the running thread waits until resume()
+void resume(Thread& thread);
+std::uint64_t random_below(std::uint64_t bound);
+bool is_shared(const void* address, std::size_t bytes);  // within the shared memory of the running block
+
+// Collectives that wait for threads which exit (collectives.cpp).
+void reset_collectives();
+void thread_exited(Thread& thread);
+
+// Reports (faults.cpp).
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));  // of no single thread
+[[noreturn]] void fail_at(std::uintptr_t place, const void* address, std::uintptr_t other, const char* format, ...)
+    __attribute__((format(printf, 4, 5)));
+void locate(std::uintptr_t place, Place& result);
+void install_signal_handlers();
+void restore_signal_handlers();
+
+// Memory (memory.cpp).
+struct Range {
+    std::uintptr_t begin, end;
+};
+// The allocation whose pages (guard pages included) hold the address; {0, 0} where there is none.
+Range allocation_at(const void* address);
+extern std::atomic<std::uint64_t> allocation_changes;  // grows with every allocation and release
+char* dynamic_shared_end();
+constexpr std::size_t most_dynamic_shared = 256 * 1024;
+
+}  // namespace emulator
