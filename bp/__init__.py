@@ -20,6 +20,7 @@ from bp.diagnostics import summary as summary
 from bp.history import History as History
 from bp.layers import *  # noqa: F403  # its __all__ is the list
 from bp.losses import *  # noqa: F403
+from bp.memory_plan import memory_plan as memory_plan
 from bp.metrics import *  # noqa: F403
 from bp.optimizers import *  # noqa: F403
 from bp.schedules import *  # noqa: F403

@@ -287,4 +287,5 @@ def tolerance(dtype: Any, length: int = 1) -> float:
     roundings of each term and the tail of the distribution. Source: Higham and Mary, A New Approach to
     Probabilistic Rounding Error Analysis (2019).
     """
-    return 8 * math.sqrt(max(length, 1)) * float(np.finfo(dtype).eps)
+    eps = 2.0**-7 if str(dtype) == "bfloat16" else float(np.finfo(dtype).eps)  # NumPy itself does not know bfloat16
+    return 8 * math.sqrt(max(length, 1)) * eps

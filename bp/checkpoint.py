@@ -37,7 +37,7 @@ class Snapshot:
 def model_arrays(model: Layer) -> _Arrays:
     """Copies of all parameters and buffers of a built model on the host, by name; a tied parameter comes once."""
     device = model.arena.device
-    return {name: np.array(device.to_host(holder.value)) for name, holder in _holders(model)}
+    return {name: np.array(device.to_host(holder.master)) for name, holder in _holders(model)}
 
 
 def load_model_arrays(model: Layer, arrays: Mapping[str, np.ndarray], source: str = "checkpoint") -> None:
@@ -46,7 +46,6 @@ def load_model_arrays(model: Layer, arrays: Mapping[str, np.ndarray], source: st
     Tied parameters are found under any of their names. Raises CheckpointError naming what is missing, left over or of
     another shape, before anything is changed.
     """
-    device = model.arena.device
     aliases: dict[int, set[str]] = {}
     for name, parameter in model.named_parameters(aliases=True):
         aliases.setdefault(id(parameter), set()).add(name)
@@ -71,7 +70,7 @@ def load_model_arrays(model: Layer, arrays: Mapping[str, np.ndarray], source: st
     if problems:
         raise CheckpointError(f"the weights do not fit the model: {'; '.join(problems)}").at(source)
     for holder, array in pairs:
-        holder.value = device.from_host(np.asarray(array, holder.value.dtype))
+        holder.value = array
 
 
 def save_weights(path: str | os.PathLike[str], model: Layer) -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -21,7 +21,7 @@ from bp import recipes
 from bp.data import DATASETS
 from bp.errors import ConfigurationError
 from bp.models import MODELS
-from bp.ops.device import find_device, precision_dtype
+from bp.ops.device import Device, find_device, resolve_precision
 from bp.registry import Registry
 
 if TYPE_CHECKING:  # jsonargparse makes these types when it is imported, out of a type checker's sight
@@ -55,6 +55,7 @@ class TrainerConfig:
     max_grad_norm: float | None = None
     ema_decay: float | None = None
     precision: str = "auto"
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
     seed: NonNegativeInt = 0
     log_every_n_steps: PositiveInt = 50
     eval_every_n_steps: PositiveInt | None = None
@@ -119,11 +120,12 @@ SECTIONS = (*NAMED, "trainer")
 NOT_SETTINGS: set[str | int] = {"input_shape", "classes", "groups"}
 
 
-def resolve(recipe: str, argv: Sequence[str] = ()) -> Config:
+def resolve(recipe: str, argv: Sequence[str] = (), *, device: Device | None = None) -> Config:
     """The configuration of a built-in recipe, a YAML file or the folder of a run, changed by `--section.key value ...`.
 
     Dashes in keys count as underscores. A name that the command line changes (--optimizer.name) starts its section
-    afresh: what the file has there belongs to another choice. Raises ConfigurationError for an unknown key, with the
+    afresh: what the file has there belongs to another choice. device: to check the precision against, in place of the
+    one that the configuration names. Raises ConfigurationError for an unknown key, with the
     nearest one, for a value of the wrong type, and for a name that bp does not register.
     """
     origin, name, text = read_recipe(recipe)
@@ -155,7 +157,7 @@ def resolve(recipe: str, argv: Sequence[str] = ()) -> Config:
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in values[section].items() if k != "name"}
         sections[section] = Choice(names[section], settings)
     config = Config(**(values | sections))
-    _check(config, origin, place)
+    _check(config, origin, place, device)
     return config
 
 
@@ -306,12 +308,13 @@ def _explain(error: Exception, place: Callable[[str], str]) -> str:
     return text.replace("NoneType", "null")
 
 
-def _check(config: Config, origin: str, place: Callable[[str], str]) -> None:
+def _check(config: Config, origin: str, place: Callable[[str], str], device: Device | None) -> None:
     """What can be told before data is read."""
     if config.trainer.max_epochs is None and config.trainer.max_steps is None:
         raise ConfigurationError(f"{origin}: expected trainer.max_epochs or trainer.max_steps, both are null")
-    device = _at(place("device"), find_device, config.device)
-    _at(place("trainer.precision"), precision_dtype, config.trainer.precision, device)
+    if device is None:
+        device = _at(place("device"), find_device, config.device)
+    _at(place("trainer.precision"), resolve_precision, config.trainer.precision, device)
 
 
 def _at(place: str, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -55,8 +55,8 @@ class Summary:
         total = self.weight_bytes + self.gradient_bytes + self.moment_bytes
         return (
             f"{self.parameters:,} parameters{frozen}\n"
-            f"{_size(total)} for weights ({_size(self.weight_bytes)}), gradients ({_size(self.gradient_bytes)}) and "
-            f"optimizer moments ({_size(self.moment_bytes)})"
+            f"{size_in_words(total)} for weights ({size_in_words(self.weight_bytes)}), gradients "
+            f"({size_in_words(self.gradient_bytes)}) and optimizer moments ({size_in_words(self.moment_bytes)})"
         )
 
     def __rich__(self) -> "Group":
@@ -167,7 +167,7 @@ def _replaced(methods: dict[Layer, Callable[[Shape], Shape]]) -> Iterator[None]:
             vars(layer).pop("declare", None)
 
 
-def _size(count: int) -> str:
+def size_in_words(count: int) -> str:
     """Bytes with a unit."""
     value = float(count)
     for unit in ("B", "KiB", "MiB"):

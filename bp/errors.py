@@ -46,3 +46,7 @@ class BackwardError(BPError, RuntimeError):
 
 class CheckpointError(BPError, ValueError):
     """A checkpoint is missing, damaged, or does not fit the model."""
+
+
+class CompilationError(BPError, RuntimeError):
+    """A kernel does not compile, or what it compiles to breaks a rule of the compile gate."""

@@ -24,8 +24,9 @@ from bp.layers import Context, Layer
 from bp.losses import Loss
 from bp.metrics import Metric
 from bp.ops import control as block
-from bp.ops.array import Array
-from bp.ops.device import find_device, precision_dtype
+from bp.ops.array import Array, is_floating, known_dtype
+from bp.ops.device import PRECISIONS, Device, StepSettings, find_device, resolve_precision
+from bp.ops.memory import only_caller_holds
 from bp.optimizers import ExponentialMovingAverage, Optimizer
 from bp.schedules import Constant, Schedule
 
@@ -54,7 +55,10 @@ class Trainer:
     """Drives epochs, loss and optimizer steps over a model.
 
     model: built by `fit` from the first batch's shape, unless it is built already. loss, optimizer: as named.
-    schedule: the learning rate over the steps (default: constant). precision: "auto", "fp32" or "fp64" on the CPU.
+    schedule: the learning rate over the steps (default: constant). device: "cpu", "cuda", "emulator", or "auto", which
+    takes a GPU that works, else the CPU. precision: fp32 or fp64 on the CPU, fp32, tf32, bf16 or fp16 on a GPU; "auto"
+    is fp32 on the CPU, bf16 on a GPU that has it. cuda_graph: "auto" replays whole steps as one CUDA graph where they
+    allow it, and says why where they do not; "on" raises then, "off" launches each kernel. The weights are the same.
     seed: of initial values and dropout. accumulate_grad_batches: batches per optimizer step; the gradient equals that
     of one batch of all their samples (batch normalisation excepted, which sees each batch alone). max_grad_norm: clips
     the global norm; clip_value: clips each element. metrics: what evaluations measure beside the loss. ema_decay: keep
@@ -72,7 +76,8 @@ class Trainer:
         schedule: Schedule | None = None,
         *,
         precision: str = "auto",
-        device: str = "auto",
+        device: str | Device = "auto",
+        cuda_graph: str = "auto",
         seed: int = 0,
         accumulate_grad_batches: int = 1,
         max_grad_norm: float | None = None,
@@ -103,14 +108,18 @@ class Trainer:
             raise ConfigurationError(f"Trainer expected ema_decay in [0, 1), got {ema_decay}")
         if not 0 <= seed < 2**64:
             raise ConfigurationError(f"Trainer expected seed in 0..2^64 - 1, got {seed}")
+        if cuda_graph not in ("auto", "on", "off"):
+            raise ConfigurationError(f"Trainer expected cuda_graph 'auto', 'on' or 'off', got {cuda_graph!r}")
         if loss.reduction == "none":
             raise ConfigurationError("Trainer expected a loss with reduction 'mean' or 'sum', got 'none'")
         self.model = model
         self.loss = loss
         self.optimizer = optimizer
         self.schedule = schedule or Constant()
-        self.device = find_device(device)
-        self.dtype = np.dtype(precision_dtype(precision, self.device))
+        self.device = find_device(device) if isinstance(device, str) else device
+        self.precision = resolve_precision(precision, self.device)
+        self.dtype = known_dtype(PRECISIONS[self.precision])
+        self.cuda_graph = cuda_graph
         self.seed = seed
         self.accumulate_grad_batches = accumulate_grad_batches
         self.max_grad_norm = max_grad_norm
@@ -136,10 +145,14 @@ class Trainer:
         self.total_steps = 0
         self.total_epochs = 0
         self._memory = self.device.StepMemory()
+        self._graph = None if cuda_graph == "off" else self.device.step_graph()
+        if cuda_graph == "on" and self._graph is None:
+            raise ConfigurationError(f"cuda_graph='on' needs a GPU, got device '{self.device.name}'")
         self._loss_sum: Array = self.device.zeros((), np.float64)
         self._clock = (0.0, 0, 0)  # time, step and samples at the last log step
         self._identity: dict[str, Any] = {}
         self._output_shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._layers: list[Layer] = []
 
     # Training ---------------------------------------------------------------------------------------------
 
@@ -174,7 +187,7 @@ class Trainer:
         self.prepare(train.sample_shape)
         self._start(train, resume)
 
-        with self._closing_callbacks(), deferred_interrupt() as interrupted:
+        with self.device.running(self.precision), self._closing_callbacks(), deferred_interrupt() as interrupted:
             for callback in self.callbacks:
                 callback.on_fit_start(self)
             self._clock = time.perf_counter(), self.state.step, self.state.samples
@@ -198,11 +211,14 @@ class Trainer:
         if not self.model.built:
             self.model.build(sample_shape, device=self.device, dtype=self.dtype, seed=self.seed)
         arena = self.model.arena
-        if arena.values.dtype != self.dtype or arena.device is not self.device:
+        if arena.dtype != self.dtype or arena.device is not self.device:
             raise ConfigurationError(
-                f"the model is built in {arena.values.dtype} on {arena.device.name}, the Trainer expected {self.dtype} "
+                f"the model is built in {arena.dtype} on {arena.device.name}, the Trainer expected {self.dtype} "
                 f"on {self.device.name}: pass precision and device that agree with model.build()"
             )
+        self._layers = [layer for _, layer in self.model.named_layers()]
+        if self.precision == "fp16" and not self.optimizer.scales_loss:
+            self.optimizer.enable_loss_scaling()
         if not self.optimizer.is_setup_for(self.model):
             self.optimizer.setup(self.model)
         if self.ema_decay is not None and self.average is None:
@@ -210,32 +226,71 @@ class Trainer:
 
     def _step(self, batches: list[Batch]) -> None:
         """One optimizer step from the gradient of one or several batches."""
-        inputs = [self._inputs(x) for x, _ in batches]
-        targets = [self._checked_targets(x, y) for x, (_, y) in zip(inputs, batches, strict=True)]
-        counts = [self.loss.count(y) for y in targets]
+        batches = [(self._floats(x), self._checked_targets(x, y)) for x, y in batches]
+        count = sum(self.loss.count(y) for _, y in batches)
+        self._write_control(count)
+        # What somebody read or wrote of the gradients between steps belongs to none; a step begins the same every time.
+        self.optimizer.arena.consume_gradients()
+        if self._graph is None:
+            with self._memory:
+                self._compute([(self.device.from_host(x), self.device.from_host(y)) for x, y in batches])
+        else:
+            known = self._graph.reason
+            flat = [array for batch in batches for array in batch]
+
+            def work(arrays: Sequence[Array]) -> None:
+                self._compute(list(zip(arrays[::2], arrays[1::2], strict=True)))
+
+            self._graph.run(flat, work, self._step_settings)
+            if self._graph.reason != known:
+                self._no_graph(self._graph.reason)
+        self.state.step += 1
+        self.state.samples += sum(len(x) for x, _ in batches)
+        self.state.loss_count += count
+
+    def _no_graph(self, reason: str | None) -> None:
+        if self.cuda_graph == "on":
+            raise ConfigurationError(f"cuda_graph='on', but the step cannot be replayed as a graph: {reason}")
+        for callback in self.callbacks:
+            callback.on_message(self, f"steps run launch by launch, not as one graph: {reason}")
+
+    def _step_settings(self) -> StepSettings:
+        """By owner, all that decides which launches a step makes beside the shapes of its batches."""
+        own = ("model", "loss", "optimizer", "average", "max_grad_norm", "clip_value")
+        rule = {name: value for name, value in vars(self.optimizer).items() if name not in ("base_lr", "_lr")}
+        return {
+            "Trainer": {name: getattr(self, name) for name in own},
+            self.loss.label: dict(vars(self.loss)),
+            type(self.optimizer).__name__: rule,  # the learning rate is in the control block
+            "ExponentialMovingAverage": {} if self.average is None else dict(vars(self.average)),
+        } | {layer.label: dict(vars(layer)) for layer in self._layers}
+
+    def _write_control(self, count: float) -> None:
+        """What changes from step to step, into the control block, before the step."""
+        self.optimizer.lr = self.optimizer.base_lr * self.schedule.factor(self.state.step)
+        entries = self.optimizer.control[block.LOSS_DENOMINATOR : block.FORWARD_COUNTER + 1]
+        self.device.copy(entries, np.array([self.loss.denominator(count), self.state.step], np.float64))
+
+    def _compute(self, batches: Sequence[tuple[Array, Array]]) -> None:
+        """The step itself, from arrays on the device: every step launches the same work on the same memory."""
         control = self.optimizer.control
-        control[block.FORWARD_COUNTER] = self.state.step
         first_sample = 0
-        with self._memory:
-            for x, y in zip(inputs, targets, strict=True):
-                ctx = Context(training=True, sample_offset=first_sample, denominator=sum(counts), control_block=control)
-                predictions = self.model.forward(x, ctx)
-                value = self.loss.forward(predictions, self.device.from_host(y), ctx)
-                reduce.accumulate(self._loss_sum, value, control)
-                self.model.backward_parameters(self.loss.backward(ctx), ctx)
-                first_sample += len(x)
-            self.optimizer.lr = self.optimizer.base_lr * self.schedule.factor(self.state.step)
-            if self.clip_value is not None:
-                self.optimizer.clip_by_value(self.clip_value)
-            logs = (self.state.step + 1) % self.log_every_n_steps == 0 or self.state.step + 1 == self.total_steps
-            if self.max_grad_norm is not None or logs:
-                self.optimizer.clip_by_global_norm(math.inf if self.max_grad_norm is None else self.max_grad_norm)
-            self.optimizer.step()
+        for x, y in batches:
+            ctx = Context(training=True, sample_offset=first_sample, control_block=control)
+            predictions = self.model.forward(x, ctx)
+            ctx.predictions_unneeded = only_caller_holds(predictions)
+            value = self.loss.forward(predictions, y, ctx)
+            reduce.accumulate(self._loss_sum, value, control)
+            self.model.backward_parameters(self.loss.backward(ctx), ctx)
+            first_sample += len(x)
+        if self.clip_value is not None:
+            self.optimizer.clip_by_value(self.clip_value)
+        logs = (self.state.step + 1) % self.log_every_n_steps == 0 or self.state.step + 1 == self.total_steps
+        if self.max_grad_norm is not None or logs or self._graph is not None:  # a graph does the same in every step
+            self.optimizer.clip_by_global_norm(math.inf if self.max_grad_norm is None else self.max_grad_norm)
+        self.optimizer.step()
         if self.average is not None:
             self.average.update()
-        self.state.step += 1
-        self.state.samples += first_sample
-        self.state.loss_count += sum(counts)
 
     def _after_step(self, valid: Data | None, batches_per_epoch: int, epoch_ended: bool) -> None:
         """Log, evaluate, and let the callbacks act."""
@@ -261,13 +316,13 @@ class Trainer:
         seconds = max(time.perf_counter() - since, 1e-9)
         steps = state.step - first_step
         self._clock = time.perf_counter(), state.step, state.samples
-        self._loss_sum[...] = 0.0
+        self.device.fill(self._loss_sum, 0.0)
         state.loss_count = 0.0
         return {
             "step": state.step,
             "epoch": position,
             "loss": loss,
-            "grad_norm": float(self.optimizer.control[block.GRADIENT_NORM]),
+            "grad_norm": float(self.device.to_host(self.optimizer.control)[block.GRADIENT_NORM]),
             "lr": self.optimizer.lr,
             "ms_per_step": 1e3 * seconds / steps if steps else None,
             "samples_per_second": (state.samples - first_sample) / seconds,
@@ -298,15 +353,15 @@ class Trainer:
             metric.reset()
         total = self.device.zeros((), np.float64)
         count = 0.0
-        with self._averaged(), self._memory:
+        with self.device.running(self.precision), self._averaged(), self._memory:
             for x, y in loader.in_order():
-                x = self._inputs(x)
                 y = self._checked_targets(x, y)
                 ctx = Context(denominator=self.loss.count(y))
-                predictions = self.model.forward(x, ctx)
-                reduce.accumulate(total, self.loss.forward(predictions, self.device.from_host(y), ctx), ctx.control)
+                predictions = self.model.forward(self._inputs(x), ctx)
+                value = self.loss.forward(predictions, self.device.from_host(y), ctx)
+                reduce.accumulate(total, value, ctx.control_beside(predictions))
                 count += self.loss.count(y)
-                host = self.device.to_host(predictions)
+                host = as_float32(self.device.to_host(predictions))
                 for metric in self.metrics:
                     metric.update(host, y)
         figures = {"loss": float(self.device.to_host(total)) / count if count else 0.0}
@@ -315,14 +370,15 @@ class Trainer:
     def predict(self, data: Data | np.ndarray, batch_size: int = 256) -> np.ndarray:
         """The model's outputs for all samples, in their order, in inference mode, as one host array.
 
+        Of float32 also in a 16-bit precision: NumPy knows no bfloat16, and its float16 overflows in sums.
         data: inputs as an array, a pair (x, y), or a Loader, whose dataset and transform are used in stored order.
         """
         loader = as_loader((data, np.zeros(len(data))) if isinstance(data, np.ndarray) else data, batch_size=batch_size)
         self.prepare(loader.sample_shape)
         outputs = []
-        with self._averaged(), self._memory:
+        with self.device.running(self.precision), self._averaged(), self._memory:
             for x, _ in loader.in_order():
-                outputs.append(np.array(self.device.to_host(self.model(self._inputs(x)))))
+                outputs.append(np.array(as_float32(self.device.to_host(self.model(self._inputs(x))))))
         return np.concatenate(outputs)
 
     @contextmanager
@@ -335,11 +391,14 @@ class Trainer:
 
     def _inputs(self, x: np.ndarray) -> Array:
         """A host batch on the device, floating inputs in the dtype of the model; integers stay as they are."""
-        return self.device.from_host(x.astype(self.dtype, copy=False) if x.dtype.kind == "f" else x)
+        return self.device.from_host(self._floats(x))
 
-    def _checked_targets(self, x: Array, y: np.ndarray) -> np.ndarray:
+    def _floats(self, x: np.ndarray) -> np.ndarray:
+        return x.astype(self.dtype, copy=False) if is_floating(x.dtype) else x
+
+    def _checked_targets(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Host targets, floating ones in the dtype of the model, checked against the shape that x will lead to."""
-        y = y.astype(self.dtype, copy=False) if y.dtype.kind == "f" else y
+        y = self._floats(y)
         sample = tuple(x.shape[1:])
         if sample not in self._output_shapes:
             self._output_shapes[sample] = self.model.declare(sample)
@@ -351,10 +410,14 @@ class Trainer:
     def snapshot(self) -> Snapshot:
         """All that another Trainer, made alike, needs to go on from here; DivergedError where that is past saving."""
         self._running_loss()
-        weights = model_arrays(self.model)
-        for name, array in weights.items():
+        taken = self._snapshot()
+        for name, array in taken.model.items():
             if not np.isfinite(array).all():
                 raise DivergedError(f"'{name}' is not finite at step {self.state.step}: nothing is left to save")
+        return taken
+
+    def _snapshot(self) -> Snapshot:
+        """The same, whatever the numbers are."""
         self.state.loss_sum = float(self.device.to_host(self._loss_sum))
         state = {
             "position": asdict(self.state),
@@ -364,7 +427,7 @@ class Trainer:
             "history": self.history.records,
         }
         return Snapshot(
-            model=weights,
+            model=model_arrays(self.model),
             optimizer=self.optimizer.state_dict(),
             average={} if self.average is None else self.average.state_dict(),
             state=state,
@@ -380,7 +443,7 @@ class Trainer:
         if differing:
             told = ", ".join(f"{name} {old} (now {new})" for name, (old, new) in differing.items())
             raise CheckpointError(f"the run was made with {told}: it cannot go on bit for bit").at(source)
-        before = self.snapshot()
+        before = self._snapshot()
         try:
             self._take_over(snapshot, source)
         except BPError as error:
@@ -400,7 +463,7 @@ class Trainer:
             self.state = State(**snapshot.state["position"])
         except TypeError as error:
             raise CheckpointError(f"expected the position of a run, got {snapshot.state['position']}") from error
-        self._loss_sum[...] = self.state.loss_sum
+        self.device.fill(self._loss_sum, self.state.loss_sum)
         self.history.records = list(snapshot.state["history"])
 
     def _named_callbacks(self) -> Iterator[tuple[str, Callback]]:
@@ -425,11 +488,11 @@ class Trainer:
             "accumulate_grad_batches": self.accumulate_grad_batches,
             "data_seed": train.seed,
             "seed": self.seed,
-            "precision": str(self.dtype),
+            "precision": self.precision,
             "ema_decay": self.ema_decay,
         }
-        self.optimizer.control[block.SEED_LOW] = self.seed & 0xFFFFFFFF
-        self.optimizer.control[block.SEED_HIGH] = (self.seed >> 32) & 0xFFFFFFFF
+        seed = np.array([self.seed & 0xFFFFFFFF, (self.seed >> 32) & 0xFFFFFFFF], np.float64)
+        self.device.copy(self.optimizer.control[block.SEED_LOW : block.SEED_HIGH + 1], seed)
         self.schedule.setup(self.total_steps, self.optimizer.base_lr)
         folder = None if resume is None else self._resume_folder(resume)
         if folder is not None:
@@ -440,7 +503,7 @@ class Trainer:
             )
         else:
             self.state, self.history = State(), History()
-            self._loss_sum[...] = 0.0
+            self.device.fill(self._loss_sum, 0.0)
 
     def _resume_folder(self, resume: str | os.PathLike[str]) -> Path | None:
         if str(resume) != "auto":
@@ -467,6 +530,11 @@ def as_loader(data: Data, *, batch_size: int = 32, shuffle: bool = False, seed: 
     if isinstance(data, Loader):
         return data
     return Loader(ArrayDataset(*data), batch_size, shuffle=shuffle, seed=seed)
+
+
+def as_float32(array: np.ndarray) -> np.ndarray:
+    """Host floats of 16 bits as float32; anything else as it is."""
+    return array.astype(np.float32) if is_floating(array.dtype) and array.dtype.itemsize == 2 else array
 
 
 def _trigger(every_n_steps: int | None) -> Trigger:

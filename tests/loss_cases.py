@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 import bp
+from bp.ops.device import find_device
 
 # Independent formulas: (predictions, targets) -> (the loss of each term, what the mean divides by) ---------------
 
@@ -263,8 +264,8 @@ CASES = [
 ]  # fmt: skip
 
 
-def value_and_gradient(loss, x, t):
-    ctx = bp.Context(training=True)
+def value_and_gradient(loss, x, t, device="cpu"):
+    owner, ctx = find_device(device), bp.Context(training=True)
     loss.check(x.shape, t)
-    value = loss.forward(x, t, ctx)
-    return value, loss.backward(ctx)
+    value = loss.forward(owner.from_host(x), owner.from_host(t), ctx)
+    return owner.to_host(value), owner.to_host(loss.backward(ctx))

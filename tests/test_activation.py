@@ -227,6 +227,64 @@ def test_add():
         ops.add(a, b.astype(np.float64))
 
 
+# name: (f, f') of one Python float
+BIAS_ACTIVATIONS = {
+    "identity": (lambda z: z, lambda z: 1.0),
+    "relu": (lambda z: max(z, 0.0), lambda z: float(z > 0)),
+    "gelu_tanh": (ACTIVATIONS["gelu-tanh"][1], None),
+    "silu": (ACTIVATIONS["silu"][1], None),
+}
+
+
+def slope_of(function, z):
+    return (function(z + 1e-6) - function(z - 1e-6)) / 2e-6
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(4, 5), (2, 3, 4), (1, 1), (0, 3), (700, 3), (6,)])
+@pytest.mark.parametrize("activation", ops.BIAS_ACTIVATIONS)
+def test_bias_activation(activation, shape, dtype):
+    generator = np.random.default_rng(0)
+    x, dy = (generator.standard_normal(shape).astype(dtype) for _ in range(2))
+    bias, before = (generator.standard_normal(shape[-1]).astype(dtype) for _ in range(2))
+    function, derivative = BIAS_ACTIVATIONS[activation]
+    z = x.astype(np.float64) + bias
+    y, kept = ops.bias_activation(x, bias, activation)
+    assert y.dtype == dtype
+    assert_close(y, np.vectorize(function, otypes=[float])(z), tolerance(dtype))
+    slope = np.vectorize(derivative or (lambda z: slope_of(function, z)), otypes=[float])(z)
+    # A central difference over 2e-6 of a function of size 1 is good to 1e-9.
+    relative = max(tolerance(dtype, max(math.prod(shape[:-1]), 1)), 1e-9)
+    for accumulate in (False, True):
+        dbias = before.copy()
+        dx = ops.bias_activation_backward(dy, kept, bias, dbias, activation, accumulate)
+        assert_close(dx, dy * slope, relative)
+        expected = (dy * slope).reshape(-1, shape[-1]).sum(axis=0) if dy.size else np.zeros(shape[-1])
+        assert_close(dbias, expected + before if accumulate else expected, relative)
+    assert_close(ops.bias_activation_backward(dy, kept, bias, None, activation, False), dy * slope, relative)
+
+
+def test_bias_activation_refuses_what_does_not_fit():
+    x, bias = np.ones((2, 3), np.float32), np.ones(3, np.float32)
+    expect, wrong = pytest.raises, bp.errors.ConfigurationError
+    with expect(wrong, match="bias_activation expected an activation of identity, relu, .* 'elu'"):
+        ops.bias_activation(x, bias, "elu")
+    with expect(bp.errors.ShapeError, match="bias_activation expected x with 2 elements along its last axis"):
+        ops.bias_activation(x, bias[:2], "relu")
+    with expect(bp.errors.ShapeError, match=r"bias_activation expected bias of shape \(3,\), got \(1, 3\)"):
+        ops.bias_activation(x, bias[None], "relu")
+    with expect(bp.errors.DtypeError, match="bias_activation expected bias of dtype float32 like x, got float64"):
+        ops.bias_activation(x, bias.astype(np.float64), "relu")
+    with expect(wrong, match="bias_activation_backward expected the kept array of 'silu', got None"):
+        ops.bias_activation_backward(x, None, bias, None, "silu", False)
+    with expect(wrong, match="bias_activation_backward expected no kept array for 'identity'"):
+        ops.bias_activation_backward(x, x, bias, None, "identity", False)
+    with expect(bp.errors.ShapeError, match=r"expected dbias of shape \(3,\), got \(2,\)"):
+        ops.bias_activation_backward(x, x, bias, bias[:2], "relu", False)
+    with expect(bp.errors.DtypeError, match="expected dbias of dtype float32, got float64"):
+        ops.bias_activation_backward(x, x, bias, np.ones(3), "relu", False)
+
+
 def test_named_arguments():
     x = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
     np.testing.assert_array_equal(ops.gelu(x, approximate="tanh"), ops.gelu(x, "tanh"))

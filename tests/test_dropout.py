@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from table import LAYER_CHECKS, Case
+from table import LAYER_CHECKS, Case, matches_torch
 
 import bp
 import bp.ops.dropout as ops
@@ -67,7 +67,8 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("check", LAYER_CHECKS[:3])  # PyTorch draws other random numbers
+# PyTorch draws other random numbers.
+@pytest.mark.parametrize("check", [check for check in LAYER_CHECKS if check is not matches_torch])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_layer(case, check):
     check(case)

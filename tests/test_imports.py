@@ -15,10 +15,11 @@ PACKAGE = Path(__file__).parent.parent / "bp"
 ORDER = [
     ["errors", "threads"],
     ["ops", "registry", "recipes", "schedules", "history", "interruption"],
-    ["cpu", "initializers", "metrics", "data"],
+    ["cpu", "cuda", "initializers", "metrics", "data"],
     ["layers"],
     ["losses", "optimizers", "models", "checkpoint", "checking"],
-    ["callbacks", "diagnostics"],
+    ["callbacks", "diagnostics", "planning"],
+    ["memory_plan"],
     ["trainer"],
     ["config"],
     [""],  # bp itself: the names that a user sees
@@ -29,11 +30,12 @@ ORDER = [
 HEIGHT = {room: height for height, rooms in enumerate(ORDER) for room in rooms}
 
 # Only these may name a device's package; everything else reaches devices through `ops`.
-DEVICE_PACKAGES = {"cpu"}
-KNOW_DEVICES = {"cpu", "doctor", "cli"}
+DEVICE_PACKAGES = {"cpu", "cuda"}
+KNOW_DEVICES = {"cpu", "cuda", "doctor", "cli"}
 
 # `find_device` looks a device up by its name, when it is called.
-EXCEPTIONS = {("bp.ops.device", "bp.cpu")}
+EXCEPTIONS = {("bp.ops.device", "bp.cpu"), ("bp.ops.device", "bp.cuda"), ("bp.ops.device", "bp.cuda.emulator")}
+EXCEPTIONS |= {("bp.ops.device", "bp.cuda.plan")}
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:

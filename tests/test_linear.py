@@ -98,7 +98,7 @@ def arrays(*shapes, dtype="float32"):
 def test_gradients_are_of_one_dtype(wrong, accumulate):
     named = dict(zip(["dy", "x", "dweight", "dbias"], arrays((4, 2), (4, 3), (2, 3), (2,)), strict=True))
     named[wrong] = named[wrong].astype(np.float64)
-    with pytest.raises(bp.errors.DtypeError, match=f"expected {wrong} of dtype float32 like dy, got float64"):
+    with pytest.raises(bp.errors.DtypeError, match=f"expected {wrong} of dtype float32( like dy)?, got float64"):
         ops.linear_backward_parameters(*named.values(), accumulate)
     assert (named["dweight"] == 1).all() and (named["dbias"] == 1).all()
 

@@ -1,5 +1,6 @@
 """Losses: the table of their cases, and everything that is special about a batch, a label or a logit."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from loss_cases import CASES, term_weights, value_and_gradient
-from table import assert_close
+from table import KERNEL_DEVICE, assert_close
 
 import bp
 import bp.ops.loss as ops
@@ -98,9 +99,12 @@ def test_micro_batches_that_share_a_denominator_give_the_whole_batch(case, reduc
 # Special batches -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["float64", "float32-numpy", "float32-native"])
+@pytest.fixture(params=["float64", "float32-numpy", "float32-native", "float32-emulator"])
 def dtype(request, monkeypatch):
-    """Every path a loss can take."""
+    """Every path a loss can take; `value_and_gradient` takes it."""
+    if request.param == "float32-emulator":
+        on_emulator = functools.partial(value_and_gradient, device=KERNEL_DEVICE)
+        monkeypatch.setitem(globals(), "value_and_gradient", on_emulator)
     if request.param == "float32-numpy":
         monkeypatch.setattr(native, "kernels", None)
     if request.param == "float32-native" and native.kernels is None:
@@ -279,15 +283,37 @@ def test_nan_in_a_row_without_weight_leaves_no_gradient(smoothing, dtype):
         np.testing.assert_array_equal(gradient, np.zeros((3, 3)))
 
 
-def test_a_huge_unsigned_label_is_not_the_one_to_ignore(dtype):
+@pytest.fixture(params=["float64", "float32-numpy", "float32-native"])
+def cpu_dtype(request, monkeypatch):
+    """Every path on the CPU."""
+    if request.param == "float32-numpy":
+        monkeypatch.setattr(native, "kernels", None)
+    if request.param == "float32-native" and native.kernels is None:
+        pytest.skip("the native extension is not built")
+    return np.dtype(request.param.partition("-")[0])
+
+
+def test_a_huge_unsigned_label_is_not_the_one_to_ignore(cpu_dtype):
     labels = np.array([0, 2**64 - 100], np.uint64)
     with pytest.raises(bp.errors.DataError, match=rf"got {2**64 - 100} at index \(1,\)"):
-        bp.CrossEntropyLoss().forward(np.zeros((2, 3), dtype), labels, bp.Context(training=True))
+        bp.CrossEntropyLoss().forward(np.zeros((2, 3), cpu_dtype), labels, bp.Context(training=True))
 
 
-def test_class_weight_need_not_be_contiguous(dtype):
-    x, labels = np.random.default_rng(0).standard_normal((4, 3)).astype(dtype), np.array([0, 1, 2, 1])
-    weight = np.arange(6, dtype=dtype)[::2]
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_gradient_of_cross_entropy_in_place_of_the_logits(smoothing, cpu_dtype):
+    logits, labels = np.random.default_rng(0).standard_normal((4, 3)).astype(cpu_dtype), np.array([0, 2, -100, 1])
+    arguments = labels, None, np.ones(block.SIZE), -100, smoothing
+    losses, gradient = ops.softmax_cross_entropy(logits, *arguments, True)
+    np.testing.assert_array_equal(ops.softmax_cross_entropy(logits, *arguments, False, logits)[0], losses)
+    in_place = ops.softmax_cross_entropy(logits, *arguments, True, logits)
+    assert in_place[1] is logits
+    np.testing.assert_array_equal(in_place[0], losses)
+    np.testing.assert_array_equal(logits, gradient)
+
+
+def test_class_weight_need_not_be_contiguous(cpu_dtype):
+    x, labels = np.random.default_rng(0).standard_normal((4, 3)).astype(cpu_dtype), np.array([0, 1, 2, 1])
+    weight = np.arange(6, dtype=cpu_dtype)[::2]
     control = np.ones(block.SIZE)
     results = [ops.softmax_cross_entropy(x, labels, w, control, -100, 0.1, True) for w in (weight, weight.copy())]
     for actual, expected in zip(*results, strict=True):

@@ -430,6 +430,74 @@ def test_result_does_not_depend_on_the_number_of_threads():
     assert len(digests) == 1
 
 
+# Sum with the residual, then norm ------------------------------------------------------------------------------------
+
+
+def add_norm_pass(name, x, residual, gamma, beta, dy, dtotal):
+    """(y, total, dx, dgamma, dbeta) in float64."""
+    dgamma, dbeta = np.zeros_like(gamma), np.zeros_like(gamma)
+    if name == "layer":
+        y, total, *saved = ops.add_layer_norm(x, residual, gamma, beta, 1, 1e-5)
+        dx = ops.add_layer_norm_backward(dy, dtotal, total, gamma, *saved, dgamma, dbeta, False)
+    else:
+        y, total, *saved = ops.add_rms_norm(x, residual, gamma, 1, 1e-5)
+        dx = ops.add_rms_norm_backward(dy, dtotal, total, gamma, *saved, dgamma, False)
+    return y, total, dx, dgamma, dbeta
+
+
+@pytest.mark.parametrize("with_dtotal", [True, False])
+@pytest.mark.parametrize("name", ["layer", "rms"])
+def test_gradients_of_a_sum_and_its_norm(name, with_dtotal):
+    """Central differences of sum(dy y) + sum(dtotal total) along x, the residual, gamma and beta."""
+    generator = np.random.default_rng(0)
+    x, residual, dy, dtotal = generator.standard_normal((4, 5, 7))
+    gamma, beta = generator.standard_normal((2, 7))
+    inputs = [x, residual, gamma, beta]
+    weight = dtotal if with_dtotal else np.zeros_like(dtotal)
+
+    def loss(arrays):
+        y, total, *_ = add_norm_pass(name, *arrays, dy, None)
+        return np.sum(dy * y) + np.sum(weight * total)
+
+    _, total, dx, dgamma, dbeta = add_norm_pass(name, *inputs, dy, dtotal if with_dtotal else None)
+    np.testing.assert_array_equal(total, x + residual)
+    h = np.finfo(np.float64).eps ** (1 / 3)
+    for number, gradient in enumerate((dx, dx, dgamma, dbeta)):
+        direction = generator.standard_normal(gradient.shape)
+        ends = []
+        for distance in (h, -h):
+            moved = list(inputs)
+            moved[number] = inputs[number] + distance * direction
+            ends.append(loss(moved))
+        allowed = 100 * h**2 * np.linalg.norm(gradient * direction) + 100 * np.finfo(np.float64).eps / h
+        assert abs((ends[0] - ends[1]) / (2 * h) - np.sum(gradient * direction)) <= allowed
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"residual": np.zeros((3, 5))}, r"residual of shape \(3, 4\), got \(3, 5\)"),
+        ({"residual": np.zeros((3, 4), "float32")}, "residual of dtype float64 like x, got float32"),
+        ({"gamma": np.zeros(3)}, r"gamma of shape \(4,\), got \(3,\)"),
+    ],
+)
+def test_a_residual_that_does_not_fit(changed, message):
+    arguments = {"x": np.zeros((3, 4)), "residual": np.zeros((3, 4)), "gamma": np.ones(4)} | changed
+    with pytest.raises(bp.errors.BPError, match=f"add_rms_norm expected {message}"):
+        ops.add_rms_norm(*arguments.values(), 1, 1e-5)
+    with pytest.raises(bp.errors.BPError, match=f"add_layer_norm expected {message}"):
+        ops.add_layer_norm(*arguments.values(), None, 1, 1e-5)
+
+
+def test_a_gradient_of_the_total_that_does_not_fit():
+    x, rstd = np.zeros((3, 4)), np.ones(3)
+    for dtotal, message in ((np.zeros((3, 5)), r"shape \(3, 4\)"), (np.zeros((3, 4), "float32"), "dtype float64")):
+        with pytest.raises(bp.errors.BPError, match=f"add_layer_norm_backward expected dtotal of {message}"):
+            ops.add_layer_norm_backward(x, dtotal, x, None, rstd, rstd, None, None, False)
+        with pytest.raises(bp.errors.BPError, match=f"add_rms_norm_backward expected dtotal of {message}"):
+            ops.add_rms_norm_backward(x, dtotal, x, None, rstd, None, False)
+
+
 # Construction and errors ----------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ def adam_step(gradient, moment, square, largest=None):
     settings[:, DECOUPLED_DECAY] = 0.01
     control = np.zeros(block.SIZE)
     control[[block.LEARNING_RATE, block.GRADIENT_SCALE, block.APPLIED_STEP]] = 0.1, 1.0, 1000
-    ops.adam(values, g, m, v, top, settings, control, 0.9, 0.999, 1e-8)
+    ops.adam(values, g, m, v, top, settings, control, 0.9, 0.999, 1e-8, None, False)
     return values, m, v, top
 
 

@@ -5,7 +5,7 @@ import pytest
 
 import bp.ops.reduce as reduce
 from bp.cpu import native
-from bp.errors import ShapeError
+from bp.errors import DtypeError, ShapeError
 from bp.ops import control as block
 
 
@@ -41,3 +41,47 @@ def test_argmax_takes_the_first_of_equals_and_nan_above_all():
 def test_argmax_of_nothing(shape):
     with pytest.raises(ShapeError, match="argmax expected x with at least one element along its last axis"):
         reduce.argmax(np.zeros(shape))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("axis", [None, -1, 0])
+@pytest.mark.parametrize("shape", [(5,), (1, 1), (3, 7), (2, 3, 4)])
+def test_sum_mean_and_max(shape, axis, dtype):
+    x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    for operation, expected in ((reduce.sum, np.sum), (reduce.mean, np.mean), (reduce.max, np.max)):
+        y = operation(x, axis)
+        assert isinstance(y, np.ndarray) and y.dtype == dtype
+        np.testing.assert_array_equal(y, expected(x.astype("float64"), axis).astype(dtype))
+
+
+def test_sum_mean_and_max_of_special_values():
+    x = np.array([[np.nan, 1, 2], [np.inf, 3, -np.inf]])
+    np.testing.assert_array_equal(reduce.max(x, 0), [np.nan, 3, 2])
+    np.testing.assert_array_equal(reduce.max(x, -1), [np.nan, np.inf])
+    np.testing.assert_array_equal(reduce.sum(x, 0), [np.nan, 4, -np.inf])
+    assert np.isnan(reduce.mean(x, None))
+    # Equal terms in float32, each of which loses the same way.
+    assert reduce.sum(np.full((1 << 18, 2), 0.1, np.float32), 0)[0] == np.float32(
+        (1 << 18) * np.float64(np.float32(0.1))
+    )
+
+
+def test_sums_of_nothing():
+    x = np.zeros((0, 3))
+    np.testing.assert_array_equal(reduce.sum(x, 0), np.zeros(3))
+    assert reduce.sum(x, None) == 0 and reduce.sum(x, -1).shape == reduce.max(x, -1).shape == (0,)
+    for operation in (reduce.mean, reduce.max):
+        for axis in (None, 0):
+            with pytest.raises(ShapeError, match=r"with at least one element along axis .*, got shape \(0, 3\)"):
+                operation(x, axis)
+
+
+@pytest.mark.parametrize("operation", [reduce.sum, reduce.mean, reduce.max])
+def test_an_axis_that_is_not_there(operation):
+    with pytest.raises(ShapeError, match=r"expected axis None, 0 or -1 of x, got 1 for shape \(2, 3\)"):
+        operation(np.zeros((2, 3)), 1)
+    with pytest.raises(ShapeError, match=r"got 0 for shape \(\)"):
+        operation(np.zeros(()), 0)
+    with pytest.raises(DtypeError, match="expected x of a floating dtype, got int64"):
+        operation(np.zeros(3, np.int64), 0)
+    assert operation(np.array(2.0), None) == 2

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import bp
-from bp.cpu import runtime
 from bp.cpu.runtime import StepMemory, empty
+from bp.ops.memory import active_memory, only_caller_holds
 
 
 def address(array):
@@ -93,6 +93,23 @@ def test_results_of_a_step_outlive_it():
     assert (result == 1).all()
 
 
+def test_who_else_holds_an_array():
+    array, other = np.empty((3, 4)), np.empty(2)
+    assert only_caller_holds(array) and only_caller_holds(other)
+    kept = [array]
+    assert not only_caller_holds(array)
+    del kept[:]
+    view = array[1:]
+    assert not only_caller_holds(array) and not only_caller_holds(view)
+    del view
+    with StepMemory():
+        slot, second = empty((3, 4), np.float64), empty((3, 4), np.float64)
+        assert only_caller_holds(slot) and only_caller_holds(second)
+        flat = slot.reshape(-1)
+        assert not only_caller_holds(slot) and not only_caller_holds(flat)
+    assert only_caller_holds(array)
+
+
 def test_nested_memories():
     outer, inner = StepMemory(), StepMemory()
     with outer:
@@ -100,17 +117,17 @@ def test_nested_memories():
             empty((5,), np.float32)
             with inner:  # a step within a step, such as an evaluation that uses the same memory
                 empty((5,), np.float32)
-            assert runtime._active.memory is inner
-        assert runtime._active.memory is outer
+            assert active_memory() is inner
+        assert active_memory() is outer
         empty((7,), np.float32)
-    assert runtime._active.memory is None
+    assert active_memory() is None
     assert (outer.nbytes, inner.nbytes) == (28, 20)
 
 
 def test_an_error_within_a_step_ends_it():
     with pytest.raises(KeyError), StepMemory():
         raise KeyError
-    assert runtime._active.memory is None
+    assert active_memory() is None
 
 
 def test_another_thread_has_no_part_in_it():

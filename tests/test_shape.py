@@ -1,5 +1,7 @@
 """Flatten and Reshape, and the operations concatenate and split."""
 
+import itertools
+
 import numpy as np
 import pytest
 from table import LAYER_CHECKS, Case
@@ -72,6 +74,25 @@ def test_concatenate_and_split(axis, dtype):
     for part, array in zip(parts, arrays, strict=True):
         np.testing.assert_array_equal(part, array)
         assert part.flags.c_contiguous and part.base is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+def test_transpose(dtype):
+    x = np.random.default_rng(0).integers(0, 100, (2, 3, 1, 5)).astype(dtype)
+    for axes in itertools.permutations(range(4)):
+        y = ops.transpose(x, axes)
+        for index in np.ndindex(x.shape):
+            assert y[tuple(index[axis] for axis in axes)] == x[index]
+        assert y.flags.c_contiguous and y.base is None and y.dtype == dtype
+        np.testing.assert_array_equal(ops.transpose(y, np.argsort(axes)), x)  # its backward, with the inverse order
+    assert ops.transpose(np.zeros((0, 3)), (1, 0)).shape == (3, 0)
+    assert ops.transpose(np.array(2.0), ()) == 2
+
+
+@pytest.mark.parametrize("axes", [(0,), (0, 0), (0, 2), (-1, 0), (0, 1, 2)])
+def test_transpose_without_every_axis_once(axes):
+    with pytest.raises(bp.errors.ShapeError, match=r"transpose expected each axis of shape \(2, 3\) once, got"):
+        ops.transpose(np.zeros((2, 3)), axes)
 
 
 def test_errors():

@@ -181,7 +181,7 @@ def test_a_folder_that_holds_a_run_takes_no_other(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"precision": "fp32"}, r"precision float64 \(now float32\)"),
+        ({"precision": "fp32"}, r"precision fp64 \(now fp32\)"),
         ({"ema_decay": 0.9}, r"ema_decay None \(now 0.9\)"),
         ({"seed": 3}, r"seed 0 \(now 3\)"),
         ({"optimizer": bp.SGD(lr=0.1, momentum=0.9)}, "SGD"),

@@ -24,6 +24,9 @@ class Callback:
     def on_log(self, trainer: "Trainer", record: Record) -> None:
         """With every record that goes into the history: a log step or an evaluation."""
 
+    def on_message(self, trainer: "Trainer", text: str) -> None:
+        """With what a person should know about the run, in a sentence."""
+
     def on_fit_end(self, trainer: "Trainer") -> None:
         """After the last step; also when the run was stopped early or failed."""
 

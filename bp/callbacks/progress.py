@@ -57,6 +57,12 @@ class Progress(Callback):
         else:
             self._bar.update(self._task, figures=figures)
 
+    def on_message(self, trainer: "Trainer", text: str) -> None:
+        if self._bar is None:
+            print(text, file=self.stream or sys.stdout, flush=True)
+        else:
+            self._bar.console.print(text, highlight=False)
+
     def on_fit_end(self, trainer: "Trainer") -> None:
         if self._bar is not None:
             self._bar.stop()

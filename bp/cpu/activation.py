@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bp.cpu import native
+from bp.cpu.reduce import sum_rows
 from bp.cpu.runtime import empty
 
 # Beyond it every curve here equals its asymptote in float64. An x that is multiplied by a vanishing factor is held
@@ -233,11 +234,47 @@ def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.add(a, b, out=_like(a))
 
 
+def bias_activation(x: np.ndarray, bias: np.ndarray, activation: str) -> tuple[np.ndarray, np.ndarray | None]:
+    z = _with_bias(x, bias)
+    if activation == "identity":
+        return z, None
+    if activation == "relu":
+        y = relu(z)
+        return y, y
+    return (silu(z) if activation == "silu" else gelu(z, "tanh")), x
+
+
+def bias_activation_backward(
+    dy: np.ndarray,
+    kept: np.ndarray | None,
+    bias: np.ndarray,
+    dbias: np.ndarray | None,
+    activation: str,
+    accumulate: bool,
+) -> np.ndarray:
+    if activation == "identity" or kept is None:
+        dx = dy
+    elif activation == "relu":
+        dx = relu_backward(dy, kept)
+    elif activation == "silu":
+        dx = silu_backward(dy, _with_bias(kept, bias))
+    else:
+        dx = gelu_backward(dy, _with_bias(kept, bias), "tanh")
+    if dbias is not None:
+        sum_rows(dx.reshape(math.prod(dx.shape[:-1]), dx.shape[-1]), dbias, accumulate)
+    return dx
+
+
 # What the formulas share ----------------------------------------------------------------------------------------------
 
 
 def _like(x: np.ndarray) -> np.ndarray:
     return empty(x.shape, x.dtype)
+
+
+def _with_bias(x: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.add(x, bias, out=_like(x))
 
 
 def _copy(x: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from bp.cpu import native
 from bp.cpu.runtime import empty
-from bp.ops.control import LOSS_DENOMINATOR
+from bp.ops.control import LOSS_DENOMINATOR, LOSS_SCALE
 from bp.ops.loss import check_labels
 
 _quietly = np.errstate(all="ignore")
@@ -20,6 +20,10 @@ def mean_of_terms(losses: np.ndarray, control: np.ndarray) -> np.ndarray:
     return np.asarray(total, losses.dtype)
 
 
+def scale_terms(gradient: np.ndarray, dlosses: np.ndarray) -> None:
+    gradient *= dlosses.reshape(dlosses.shape + (1,) * (gradient.ndim - dlosses.ndim))
+
+
 @_quietly
 def softmax_cross_entropy(
     logits: np.ndarray,
@@ -29,7 +33,15 @@ def softmax_cross_entropy(
     ignore_index: int,
     label_smoothing: float,
     gradient: bool,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
+    if out is not None:
+        losses, dlogits = softmax_cross_entropy(
+            logits, labels, class_weight, control, ignore_index, label_smoothing, gradient
+        )
+        if dlogits is not None:
+            out[...] = dlogits
+        return losses, None if dlogits is None else out
     kernel = native.kernel("softmax_cross_entropy", logits)
     if kernel is not None:
         if labels.dtype == np.uint64:  # the largest would become negative, and so perhaps the one to ignore
@@ -42,7 +54,7 @@ def softmax_cross_entropy(
             None if class_weight is None else np.ascontiguousarray(class_weight),
             ignore_index,
             label_smoothing,
-            _inverse(control),
+            _gradient_factor(control),
             losses,
             dlogits,
         )
@@ -73,7 +85,7 @@ def softmax_cross_entropy(
     dlogits[rows, columns] -= label_part
     if label_smoothing:
         dlogits -= uniform_part
-    dlogits *= _inverse(control)
+    dlogits *= _gradient_factor(control)
     dlogits[~kept | (mass == 0)] = 0
     return losses, dlogits.reshape(logits.shape)
 
@@ -100,7 +112,7 @@ def soft_cross_entropy(
     mass = target_part.sum(axis=-1)
     dlogits = np.multiply(exponentials, mass[..., None] / normaliser, out=exponentials)
     dlogits -= target_part
-    dlogits *= _inverse(control)
+    dlogits *= _gradient_factor(control)
     dlogits[mass == 0] = 0
     return losses, dlogits
 
@@ -125,7 +137,7 @@ def negative_log_likelihood(
         return losses, None
     dx = empty(flat.shape, flat.dtype)
     dx[...] = 0
-    dx[rows, columns] = weight * _inverse(control)
+    dx[rows, columns] = weight * _gradient_factor(control)
     return losses, dx.reshape(log_probabilities.shape)
 
 
@@ -146,7 +158,7 @@ def multi_margin(
         return losses, None
     # sign() keeps NaN, where a comparison would turn it into 0.
     dx = np.sign(margins, out=margins) if power == 1 else np.multiply(margins, 2, out=margins)
-    dx *= _inverse(control) / classes
+    dx *= _gradient_factor(control) / classes
     dx[rows, columns] = -dx.sum(axis=-1)
     return losses, dx.reshape(predictions.shape)
 
@@ -159,7 +171,7 @@ def squared_error(
     losses = np.multiply(difference, difference, out=_empty_like(predictions))
     if not gradient:
         return losses, None
-    difference *= 2 * _inverse(control)
+    difference *= 2 * _gradient_factor(control)
     return losses, difference
 
 
@@ -172,7 +184,7 @@ def absolute_error(
     if not gradient:
         return losses, None
     np.sign(difference, out=difference)
-    difference *= _inverse(control)
+    difference *= _gradient_factor(control)
     return losses, difference
 
 
@@ -189,7 +201,7 @@ def huber(
     if not gradient:
         return losses, None
     np.clip(difference, -delta, delta, out=difference)
-    difference *= _inverse(control)
+    difference *= _gradient_factor(control)
     return losses, difference
 
 
@@ -215,7 +227,7 @@ def binary_cross_entropy(
     small += 1
     dlogits = np.divide(growing, small, out=size)
     np.negative(dlogits, out=dlogits, where=~above)
-    dlogits *= _inverse(control)
+    dlogits *= _gradient_factor(control)
     return losses, dlogits
 
 
@@ -227,7 +239,7 @@ def kl_divergence(
     difference = empty(targets.shape, targets.dtype)
     np.subtract(targets if log_target else np.log(targets, out=difference), log_probabilities, out=difference)
     losses = _product(p, difference)
-    return losses, np.multiply(p, -_inverse(control), out=difference) if gradient else None
+    return losses, np.multiply(p, -_gradient_factor(control), out=difference) if gradient else None
 
 
 @_quietly
@@ -242,13 +254,18 @@ def hinge(
         return losses, None
     slope = np.multiply(margins, 2, out=margins) if squared else np.sign(margins, out=_empty_like(predictions))
     slope *= targets
-    slope *= -_inverse(control)
+    slope *= -_gradient_factor(control)
     return losses, slope
 
 
 def _inverse(control: np.ndarray) -> float:
     denominator = float(control[LOSS_DENOMINATOR])
     return 1.0 / denominator if denominator else 0.0
+
+
+def _gradient_factor(control: np.ndarray) -> float:
+    """What the gradient of each term is multiplied by, for that of the mean."""
+    return float(control[LOSS_SCALE]) * _inverse(control)
 
 
 def _empty_like(array: np.ndarray) -> np.ndarray:

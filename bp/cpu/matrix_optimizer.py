@@ -21,7 +21,11 @@ def adafactor(
     beta2_decay: float,
     eps: tuple[float, float],
     threshold: float,
+    low_precision: np.ndarray | None,
+    stochastic_rounding: bool,
 ) -> None:
+    if control[block.SKIP_STEP]:
+        return
     rows, columns = values.shape
     step = float(control[block.APPLIED_STEP])
     lr = float(control[block.LEARNING_RATE]) * float(settings[0, LR_FACTOR])
@@ -61,7 +65,11 @@ def muon(
     iterations: int,
     eps: float,
     adjust_lr: str,
+    low_precision: np.ndarray | None,
+    stochastic_rounding: bool,
 ) -> None:
+    if control[block.SKIP_STEP]:
+        return
     rows, columns = values.shape
     g, lr = begin(values, gradients, settings, control)
     mix(first_moment, momentum, g, 1 - momentum)

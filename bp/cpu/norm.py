@@ -96,6 +96,54 @@ def rms_norm_backward(
     return dx.reshape(x.shape)
 
 
+def add_layer_norm(
+    x: np.ndarray, residual: np.ndarray, gamma: np.ndarray | None, beta: np.ndarray | None, axes: int, eps: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    total = _sum(x, residual)
+    y, mean, rstd = layer_norm(total, gamma, beta, axes, eps)
+    return y, total, mean, rstd
+
+
+def add_layer_norm_backward(
+    dy: np.ndarray,
+    dtotal: np.ndarray | None,
+    total: np.ndarray,
+    gamma: np.ndarray | None,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+    dgamma: np.ndarray | None,
+    dbeta: np.ndarray | None,
+    accumulate: bool,
+) -> np.ndarray:
+    dx = layer_norm_backward(dy, total, gamma, mean, rstd, dgamma, dbeta, accumulate)
+    return dx if dtotal is None else np.add(dx, dtotal, out=dx)
+
+
+def add_rms_norm(
+    x: np.ndarray, residual: np.ndarray, gamma: np.ndarray | None, axes: int, eps: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    total = _sum(x, residual)
+    y, rstd = rms_norm(total, gamma, axes, eps)
+    return y, total, rstd
+
+
+def add_rms_norm_backward(
+    dy: np.ndarray,
+    dtotal: np.ndarray | None,
+    total: np.ndarray,
+    gamma: np.ndarray | None,
+    rstd: np.ndarray,
+    dgamma: np.ndarray | None,
+    accumulate: bool,
+) -> np.ndarray:
+    dx = rms_norm_backward(dy, total, gamma, rstd, dgamma, accumulate)
+    return dx if dtotal is None else np.add(dx, dtotal, out=dx)
+
+
+def _sum(x: np.ndarray, residual: np.ndarray) -> np.ndarray:
+    return np.add(x, residual, out=empty(x.shape, x.dtype))
+
+
 @_quiet
 def group_norm(
     x: np.ndarray, gamma: np.ndarray | None, beta: np.ndarray | None, groups: int, eps: float

@@ -1,4 +1,7 @@
-"""Optimizer steps on the CPU: in place over the flat arena, piece by piece so that a piece stays in the cache."""
+"""Optimizer steps on the CPU: in place over the flat arena, piece by piece so that a piece stays in the cache.
+
+There are no 16-bit floats on the CPU, so low_precision and stochastic_rounding mean nothing here.
+"""
 
 import math
 from collections.abc import Iterator
@@ -9,7 +12,7 @@ import numpy as np
 from bp.cpu import native
 from bp.cpu.runtime import empty
 from bp.ops import control as block
-from bp.ops.optimizer import DECOUPLED_DECAY, L1, L2, LR_FACTOR, TILE
+from bp.ops.optimizer import DECOUPLED_DECAY, L1, L2, LARGEST_LOSS_SCALE, LEAST_LOSS_SCALE, LR_FACTOR, TILE
 
 # Tiles that NumPy works on at a time: 128 KiB of float32 an array, so a rule's handful of arrays fits a level 2 cache.
 PIECE = 256
@@ -20,19 +23,34 @@ quiet = np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ign
 
 def advance_step(control: np.ndarray) -> None:
     control[block.ATTEMPTED_STEP] += 1
-    control[block.APPLIED_STEP] += 1
+    if not control[block.SKIP_STEP]:
+        control[block.APPLIED_STEP] += 1
 
 
 @quiet
-def clip_by_value(gradients: np.ndarray, limit: float) -> None:
-    np.clip(gradients, -limit, limit, out=gradients)
+def clip_by_value(gradients: np.ndarray, control: np.ndarray, limit: float) -> None:
+    scale = float(control[block.LOSS_SCALE])
+    clipped = np.isfinite(gradients) if scale > 1 else True
+    np.clip(gradients, -limit * scale, limit * scale, out=gradients, where=clipped)
 
 
 @quiet
 def clip_by_global_norm(gradients: np.ndarray, control: np.ndarray, max_norm: float) -> None:
-    norm = math.sqrt(sum_squared(gradients))
+    scale = float(control[block.LOSS_SCALE])
+    norm = math.sqrt(sum_squared(gradients)) / scale
+    factor = max_norm / norm if math.isfinite(norm) and norm > max_norm else 1.0
     control[block.GRADIENT_NORM] = norm
-    control[block.GRADIENT_SCALE] = max_norm / norm if math.isfinite(norm) and norm > max_norm else 1.0
+    control[block.GRADIENT_SCALE] = factor / scale
+
+
+def adjust_loss_scale(control: np.ndarray, growth_factor: float, backoff_factor: float, growth_interval: int) -> None:
+    overflow = not math.isfinite(control[block.GRADIENT_NORM])
+    good_steps = 0 if overflow else int(control[block.GOOD_STEPS]) + 1
+    factor = backoff_factor if overflow else growth_factor if good_steps >= growth_interval else 1.0
+    scale = float(control[block.LOSS_SCALE]) * factor
+    control[block.SKIP_STEP] = overflow
+    control[block.GOOD_STEPS] = good_steps % growth_interval
+    control[block.LOSS_SCALE] = min(max(scale, LEAST_LOSS_SCALE), LARGEST_LOSS_SCALE)
 
 
 def sum_squared(array: np.ndarray) -> float:
@@ -77,7 +95,11 @@ def sgd(
     momentum: float,
     dampening: float,
     nesterov: bool,
+    low_precision: np.ndarray | None,
+    stochastic_rounding: bool,
 ) -> None:
+    if control[block.SKIP_STEP]:
+        return
     kernel = native.kernel("sgd", values)
     if kernel is not None:
         kernel(values, gradients, velocity, settings, control, momentum, dampening, nesterov)
@@ -106,7 +128,11 @@ def adagrad(
     control: np.ndarray,
     lr_decay: float,
     eps: float,
+    low_precision: np.ndarray | None,
+    stochastic_rounding: bool,
 ) -> None:
+    if control[block.SKIP_STEP]:
+        return
     shrink = 1 / (1 + (float(control[block.APPLIED_STEP]) - 1) * lr_decay)
     for w, g, s, rows in _pieces(settings, values, gradients, sum_of_squares):
         g, lr = begin(w, g, rows, control)
@@ -126,7 +152,11 @@ def adadelta(
     control: np.ndarray,
     rho: float,
     eps: float,
+    low_precision: np.ndarray | None,
+    stochastic_rounding: bool,
 ) -> None:
+    if control[block.SKIP_STEP]:
+        return
     for w, g, v, u, rows in _pieces(settings, values, gradients, mean_square, mean_square_step):
         g, lr = begin(w, g, rows, control)
         mix_squares(v, rho, g, 1 - rho)
@@ -149,7 +179,11 @@ def rmsprop(
     alpha: float,
     eps: float,
     momentum: float,
+    low_precision: np.ndarray | None,
+    stochastic_rounding: bool,
 ) -> None:
+    if control[block.SKIP_STEP]:
+        return
     for w, g, v, m, b, rows in _pieces(settings, values, gradients, mean_square, mean, velocity):
         g, lr = begin(w, g, rows, control)
         mix_squares(v, alpha, g, 1 - alpha)
@@ -177,7 +211,11 @@ def adam(
     beta1: float,
     beta2: float,
     eps: float,
+    low_precision: np.ndarray | None,
+    stochastic_rounding: bool,
 ) -> None:
+    if control[block.SKIP_STEP]:
+        return
     kernel = native.kernel("adam", values)
     if kernel is not None:
         moments = first_moment, second_moment, largest_second_moment
@@ -210,7 +248,11 @@ def nadam(
     beta2: float,
     eps: float,
     momentum_decay: float,
+    low_precision: np.ndarray | None,
+    stochastic_rounding: bool,
 ) -> None:
+    if control[block.SKIP_STEP]:
+        return
     step = float(control[block.APPLIED_STEP])
     mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (t * momentum_decay)) for t in (step, step + 1))
     product = mu * (1.0 if step <= 1 else float(control[block.MOMENTUM_PRODUCT]))
@@ -233,7 +275,11 @@ def lion(
     control: np.ndarray,
     beta1: float,
     beta2: float,
+    low_precision: np.ndarray | None,
+    stochastic_rounding: bool,
 ) -> None:
+    if control[block.SKIP_STEP]:
+        return
     for w, g, m, rows in _pieces(settings, values, gradients, first_moment):
         g, lr = begin(w, g, rows, control)
         direction = beta1 * m

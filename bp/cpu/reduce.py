@@ -36,3 +36,22 @@ def sum_rows(matrix: np.ndarray, out: np.ndarray, accumulate: bool) -> None:
 
 def argmax(x: np.ndarray) -> np.ndarray:
     return x.argmax(axis=-1, out=empty(x.shape[:-1], np.int64))
+
+
+def sum(x: np.ndarray, axis: int | None) -> np.ndarray:
+    return _rounded(x.sum(axis=axis, dtype=np.float64), x)
+
+
+def mean(x: np.ndarray, axis: int | None) -> np.ndarray:
+    return _rounded(x.mean(axis=axis, dtype=np.float64), x)
+
+
+def max(x: np.ndarray, axis: int | None) -> np.ndarray:
+    return _rounded(x.max(axis=axis), x)
+
+
+def _rounded(result: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The result in the dtype of x, as an array also where NumPy gives a number."""
+    y = empty(np.shape(result), x.dtype)
+    y[...] = result
+    return y

@@ -24,3 +24,10 @@ def split(x: np.ndarray, sizes: Sequence[int], axis: int) -> tuple[np.ndarray, .
         parts.append(part)
         start += size
     return tuple(parts)
+
+
+def transpose(x: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+    turned = x.transpose(axes)
+    y = empty(turned.shape, x.dtype)
+    y[...] = turned
+    return y

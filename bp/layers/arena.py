@@ -4,8 +4,10 @@ import copy
 from collections.abc import Iterable
 from typing import Any, Self
 
+import numpy as np
+
 from bp.layers.parameter import Parameter
-from bp.ops.array import Array
+from bp.ops.array import Array, known_dtype
 from bp.ops.device import Device
 from bp.ops.optimizer import TILE
 
@@ -19,8 +21,10 @@ class Arena:
     Optimizer moments, averages and low-precision copies take the same layout (`zeros_like`), so an optimizer step,
     a gradient norm or a cast is one pass over flat memory for the whole model.
 
-    values, gradients: arrays of `size` elements (gradients None for an arena of frozen parameters). offsets: first
-    element by parameter name.
+    dtype: of what layers compute with. values, gradients: arrays of `size` elements (gradients None for an arena of
+    frozen parameters), float32 where `dtype` is a 16-bit float: a step is often smaller than half a unit in the last
+    place of such a weight. low_precision: then the copy of the values in `dtype`, else None. offsets: first element by
+    parameter name.
     """
 
     def __init__(self, parameters: Iterable[Parameter], device: Device, dtype: Any, *, trainable: bool = True) -> None:
@@ -32,14 +36,20 @@ class Arena:
             self.offsets[parameter.name] = offset
             offset += -(-parameter.size // TILE) * TILE
         self.size = offset
-        self.values = device.zeros((offset,), dtype)
-        self.gradients: Array | None = device.zeros((offset,), dtype) if trainable else None
+        self.dtype = known_dtype(dtype)
+        narrow = self.dtype.itemsize == 2
+        wide = np.dtype(np.float32) if narrow else self.dtype
+        self.values = device.zeros((offset,), wide)
+        self.low_precision: Array | None = device.zeros((offset,), self.dtype) if narrow else None
+        self.gradients: Array | None = device.zeros((offset,), wide) if trainable else None
         self._give_memory()
 
     def _give_memory(self) -> None:
         for parameter in self.parameters:
             parameter._arena = self
-            parameter._value = self.view(self.values, parameter)
+            parameter._master = parameter._value = self.view(self.values, parameter)
+            if self.low_precision is not None:
+                parameter._value = self.view(self.low_precision, parameter)
             if self.gradients is not None:
                 parameter._grad = self.view(self.gradients, parameter)
 
@@ -49,18 +59,29 @@ class Arena:
         vars(new).update(vars(self))
         new.offsets = dict(self.offsets)
         new.parameters = copy.deepcopy(self.parameters, memo)
-        new.values = self.zeros_like()
-        new.values[...] = self.values
-        if self.gradients is not None:
-            new.gradients = self.zeros_like()
-            new.gradients[...] = self.gradients
+        for name in ("values", "low_precision", "gradients"):
+            flat = getattr(self, name)
+            if flat is not None:
+                setattr(new, name, self.device.zeros(flat.shape, flat.dtype))
+                self.device.copy(getattr(new, name), flat)
         new._give_memory()
         return new
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a built model is not pickled: its parameters are views of one memory. Use bp.save_weights and "
+            "load_weights, model.copy(), or pickle it before it is built"
+        )
 
     def view(self, flat: Array, parameter: Parameter) -> Array:
         """The part of an array of this layout that belongs to `parameter`, in its shape."""
         start = self.offsets[parameter.name]
         return flat[start : start + parameter.size].reshape(parameter.shape)
+
+    def refresh_low_precision(self) -> None:
+        """Round the values to the low-precision copy anew, where there is one: after they were written as a whole."""
+        if self.low_precision is not None:
+            self.device.copy(self.low_precision, self.values)
 
     def zeros_like(self) -> Array:
         """A new array of this layout, for a moment or an average."""
@@ -70,7 +91,7 @@ class Arena:
         """Zero the gradients that no backward wrote since the last step: their old values must not count."""
         for parameter in self.parameters:
             if not parameter._written:
-                parameter._grad[...] = 0  # type: ignore[index]  # an arena that is trained has gradients
+                self.device.fill(parameter._grad, 0)
                 parameter._written = True
 
     def consume_gradients(self) -> None:

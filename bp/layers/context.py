@@ -5,11 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import numpy as np
-
 from bp.errors import BackwardError
-from bp.ops import control
 from bp.ops.array import Array
+from bp.ops.device import device_of, new_control
 
 
 class Saver(Protocol):
@@ -35,6 +33,8 @@ class Context:
     micro-batches draws the same numbers as the whole.
     denominator: what a mean loss divides by; None for the samples of this pass alone. Gradient
     accumulation sets it to the count of the whole batch.
+    control_block: that of a running training (see `bp.ops.control`), whose owner writes seed, counter and denominator;
+    None: the context makes one, on the device of the first array that asks.
     """
 
     _passes = itertools.count()
@@ -55,14 +55,18 @@ class Context:
         self.sample_offset = sample_offset
         self.denominator = denominator
         self.recomputing = False
+        self.predictions_unneeded = False  # whether a loss may overwrite what it is given
         self.call_site = 0
-        if control_block is None:
-            control_block = np.zeros(control.SIZE)
-            control_block[control.SEED_LOW] = seed & 0xFFFFFFFF
-            control_block[control.SEED_HIGH] = (seed >> 32) & 0xFFFFFFFF
-            control_block[control.FORWARD_COUNTER] = next(Context._passes) if step is None else step
-        self.control = control_block
+        self.owns_control = control_block is None
+        self._control = control_block
+        self._key = seed, next(Context._passes) if step is None and self.owns_control else step or 0
         self._stack: list[tuple[Saver, tuple[Any, ...]]] = []
+
+    def control_beside(self, array: Array) -> Array:
+        """The control block of this pass, on the device of `array`."""
+        if self._control is None:
+            self._control = new_control(device_of(array), *self._key)
+        return self._control
 
     def save(self, owner: Saver, *values: Any) -> None:
         """Keep exactly what `owner.backward` takes back; nothing is kept where the context does not save."""
@@ -113,11 +117,17 @@ class Context:
             saving=True,
             sample_offset=self.sample_offset,
             denominator=self.denominator,
-            control_block=self.control,
+            control_block=self._control,
         )
+        again.owns_control, again._key = self.owns_control, self._key
         again.call_site = call_site
         again.recomputing = True
         return again
+
+    @property
+    def kept(self) -> tuple[tuple[Saver, tuple[Any, ...]], ...]:
+        """(layer, what it saved) for each backward still to come, first forward first."""
+        return tuple(self._stack)
 
     @property
     def open_layers(self) -> list[str]:

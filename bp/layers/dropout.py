@@ -26,13 +26,13 @@ class Dropout(Layer):
             return x
         call_site = ctx.random_call_site()
         ctx.save(self, call_site)
-        return ops.dropout(x, ctx.control, call_site, _first_element(x, ctx), self.rate)
+        return ops.dropout(x, ctx.control_beside(x), call_site, _first_element(x, ctx), self.rate)
 
     def backward(self, dy: Array, ctx: Context) -> Array:
         (call_site,) = ctx.take(self)
         if call_site is None:
             return dy
-        return ops.dropout_backward(dy, ctx.control, call_site, _first_element(dy, ctx), self.rate)
+        return ops.dropout_backward(dy, ctx.control_beside(dy), call_site, _first_element(dy, ctx), self.rate)
 
 
 def _first_element(x: Array, ctx: Context) -> int:

@@ -12,8 +12,9 @@ from bp.initializers import generator_for
 from bp.layers.arena import Arena
 from bp.layers.context import Context
 from bp.layers.parameter import Buffer, Parameter
-from bp.ops.array import Array, Shape
-from bp.ops.device import Device, find_device
+from bp.ops import scope
+from bp.ops.array import Array, Shape, known_dtype
+from bp.ops.device import PRECISIONS, Device, find_device
 
 
 class Layer:
@@ -76,7 +77,8 @@ class Layer:
     ) -> Shape:
         """Infer all sizes for samples of `input_shape`, lay out the parameters in one arena and draw their values.
 
-        input_shape: of one sample, without the batch. dtype: of parameters and activations. seed: each parameter
+        input_shape: of one sample, without the batch. dtype: of parameters and activations; beside a 16-bit one the
+        arena keeps float32 masters. seed: each parameter
         draws from a generator keyed by the seed and its own name, so adding a layer leaves the others' values alone.
         Returns the output's shape. Raises BuildError if already built, ConfigurationError for a dtype that the device
         does not compute in, ShapeError where sizes do not fit; then the model is as it was.
@@ -103,7 +105,7 @@ class Layer:
             self._lay_out(owner, dtype)
             for name, parameter in self.named_parameters():
                 drawn = parameter.initializer(parameter.shape, generator_for(seed, name))  # type: ignore[arg-type]
-                parameter.value = owner.from_host(np.asarray(drawn, dtype))
+                parameter.value = np.asarray(drawn)
             for _, layer in layers:
                 layer._built = True
         finally:
@@ -120,13 +122,13 @@ class Layer:
         """A built copy of a built model with the same parameters and buffers, on another device or in another dtype."""
         old = self.arena
         owner = old.device if device is None else find_device(device) if isinstance(device, str) else device
-        dtype = old.values.dtype if dtype is None else _parameter_dtype(dtype, owner)
+        dtype = old.dtype if dtype is None else _parameter_dtype(dtype, owner)
         new = copy.deepcopy(self)
-        if owner is not old.device or dtype != old.values.dtype:
-            values = [old.device.to_host(owned.value) for owned in new._values()]
+        if owner is not old.device or dtype != old.dtype:
+            values = [np.array(old.device.to_host(owned.master)) for owned in new._values()]
             new._lay_out(owner, dtype)
             for owned, value in zip(new._values(), values, strict=True):
-                owned.value = owner.from_host(np.asarray(value, dtype))
+                owned.value = value
         return new
 
     def _values(self) -> Iterator[Parameter | Buffer]:
@@ -145,7 +147,9 @@ class Layer:
         self._frozen_arena = Arena((p for p in parameters if not p.trainable), device, dtype, trainable=False)
         for name, buffer in self.named_buffers():
             buffer.name = name
-            buffer._value = device.from_host(np.full(buffer.shape, buffer.initial, dtype))  # type: ignore[arg-type]
+            buffer._device = device
+            buffer._value = device.zeros(buffer.shape or (), self._arena.values.dtype)
+            device.fill(buffer._value, buffer.initial)
 
     @property
     def arena(self) -> Arena:
@@ -155,6 +159,13 @@ class Layer:
                 raise BuildError(f"{self.label}: its parameters lie in the arena of the model that it is part of")
             raise BuildError(f"{self.label}: not built yet; call model.build(input_shape) first")
         return self._arena
+
+    @property
+    def frozen_arena(self) -> Arena:
+        """The memory of the parameters that are not trained; raises BuildError before `build`."""
+        if self._frozen_arena is None:
+            raise BuildError(f"{self.label}: not built yet; call model.build(input_shape) first")
+        return self._frozen_arena
 
     @property
     def built(self) -> bool:
@@ -246,14 +257,15 @@ def _holds_parameters(value: Any) -> bool:
 
 def _parameter_dtype(dtype: Any, device: Device) -> np.dtype[Any]:
     """The dtype of parameters, checked: one that the device computes in."""
+    names = list(dict.fromkeys(PRECISIONS[precision] for precision in device.precisions))
     try:
-        known = np.dtype(dtype)
+        known = known_dtype(dtype)
     except TypeError:
         known = None
-    if known not in (np.float32, np.float64):
+    if known is None or known.name not in names or not np.dtype(dtype).isnative:
         raise ConfigurationError(
-            f"dtype {dtype} is not one that models compute in on device '{device.name}': expected float32 or float64 "
-            "(16-bit floats need a GPU, and a gradient is no integer)"
+            f"dtype {dtype} is not one that models compute in on device '{device.name}': expected {' or '.join(names)} "
+            "(a gradient is no integer)"
         )
     return known
 
@@ -262,6 +274,9 @@ def _located(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(self: Layer, *arguments: Any, **keywords: Any) -> Any:
         try:
+            if scope.watched:
+                with scope.enter(self.label, method.__name__.partition("_")[0]):
+                    return method(self, *arguments, **keywords)
             return method(self, *arguments, **keywords)
         except BPError as error:
             raise error.at(self.label) from error.__cause__

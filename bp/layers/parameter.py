@@ -11,6 +11,7 @@ from bp.ops.array import Array, Shape
 
 if TYPE_CHECKING:
     from bp.layers.arena import Arena
+    from bp.ops.device import Device
 
 
 class Parameter:
@@ -28,6 +29,7 @@ class Parameter:
         self.shape: Shape | None = None
         self._trainable = trainable
         self._value: Array | None = None
+        self._master: Array | None = None
         self._grad: Array | None = None
         self._arena: Arena | None = None
         self._written = False
@@ -59,14 +61,32 @@ class Parameter:
 
     @property
     def value(self) -> Array:
-        """The array, of the declared shape; assigning (an array, or lists) copies into it: its memory never moves."""
+        """The array, of the declared shape; assigning (an array, or lists) copies into it: its memory never moves.
+
+        In a 16-bit precision it is the copy that kernels read; assigning changes the master and the copy.
+        """
         if self._value is None:
             raise BuildError("not built yet: call model.build(input_shape) first")
         return self._value
 
     @value.setter
     def value(self, new: Any) -> None:
-        self.value[...] = _fitting(new, self.value, f"parameter '{self.name}' expected a value")
+        copy_into(self._device, self.master, new, f"parameter '{self.name}' expected a value")
+        if self._value is not self._master:
+            self._device.copy(self._value, self._master)
+
+    @property
+    def master(self) -> Array:
+        """What the optimizer updates and checkpoints hold: `value` itself, in float32 where `value` is of 16 bits."""
+        if self._master is None:
+            raise BuildError("not built yet: call model.build(input_shape) first")
+        return self._master
+
+    @property
+    def _device(self) -> "Device":
+        if self._arena is None:
+            raise BuildError("not built yet: call model.build(input_shape) first")
+        return self._arena.device
 
     @property
     def grad(self) -> Array | None:
@@ -75,7 +95,7 @@ class Parameter:
         None for a frozen parameter. Assigning copies.
         """
         if self._grad is not None and not self._written:
-            self._grad[...] = 0
+            self._device.fill(self._grad, 0)
             self._written = True
         return self._grad
 
@@ -83,7 +103,7 @@ class Parameter:
     def grad(self, new: Any) -> None:
         if self._grad is None:
             raise BuildError(f"parameter '{self.name}' is frozen or not built: it has no gradient")
-        self._grad[...] = _fitting(new, self._grad, f"parameter '{self.name}' expected a gradient")
+        copy_into(self._device, self._grad, new, f"parameter '{self.name}' expected a gradient")
         self._written = True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -91,13 +111,13 @@ class Parameter:
         new = memo[id(self)] = object.__new__(type(self))
         vars(new).update(vars(self))
         new.initializer = copy.deepcopy(self.initializer, memo)
-        new._value = new._grad = None
+        new._value = new._master = new._grad = None
         new._arena = copy.deepcopy(self._arena, memo)  # which gives `new` its views
         return new
 
     def _release(self) -> None:
         """Let go of the memory that a failed build gave."""
-        self._value = self._grad = self._arena = None
+        self._value = self._master = self._grad = self._arena = None
         self._written = False
 
     def __repr__(self) -> str:
@@ -115,13 +135,13 @@ def gradients(*parameters: Parameter | None) -> tuple[Any, ...]:
     accumulate = any(p._written for p in wanted)
     for parameter in wanted:
         if accumulate and not parameter._written:
-            parameter._grad[...] = 0  # type: ignore[index]  # a trainable, built parameter has a gradient
+            parameter._device.fill(parameter._grad, 0)
         parameter._written = True
     return (*(None if p is None else p._grad for p in parameters), accumulate)
 
 
-def _fitting(new: Any, memory: Array, expected: str) -> Any:
-    """`new`, an array or nested lists of numbers, checked to have the shape of `memory`."""
+def copy_into(device: "Device", memory: Array, new: Any, expected: str) -> None:
+    """Copy `new`, an array of the device or of the host or nested lists of numbers, into memory of the same shape."""
     if not hasattr(new, "shape"):
         try:
             new = np.asarray(new, memory.dtype)
@@ -129,7 +149,7 @@ def _fitting(new: Any, memory: Array, expected: str) -> Any:
             raise ShapeError(f"{expected} of shape {memory.shape}, got what is no array: {new!r:.80}") from error
     if tuple(new.shape) != memory.shape:
         raise ShapeError(f"{expected} of shape {memory.shape}, got {tuple(new.shape)}")
-    return new
+    device.copy(memory, new)
 
 
 class Buffer:
@@ -143,6 +163,7 @@ class Buffer:
         self.name = ""
         self.shape: Shape | None = None
         self._value: Array | None = None
+        self._device: Device | None = None
 
     def declare(self, shape: Shape) -> None:
         """Fix the shape."""
@@ -159,8 +180,24 @@ class Buffer:
 
     @value.setter
     def value(self, new: Any) -> None:
-        self.value[...] = _fitting(new, self.value, f"buffer '{self.name}' expected a value")
+        memory = self.value
+        if self._device is not None:
+            copy_into(self._device, memory, new, f"buffer '{self.name}' expected a value")
+
+    @property
+    def master(self) -> Array:
+        """`value`: a buffer is float32 also in a 16-bit precision."""
+        return self.value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy with memory of its own on the same device."""
+        new = memo[id(self)] = object.__new__(type(self))
+        vars(new).update(vars(self))
+        if self._device is not None and self._value is not None:
+            new._value = self._device.zeros(self._value.shape, self._value.dtype)
+            self._device.copy(new._value, self._value)
+        return new
 
     def _release(self) -> None:
         """Let go of the memory that a failed build gave."""
-        self._value = None
+        self._value = self._device = None

@@ -27,7 +27,7 @@ class BCEWithLogitsLoss(Loss):
         expect_all(self.label, (targets >= 0) & (targets <= 1), "targets in 0..1", targets)
 
     def terms(self, predictions: Array, targets: Array, control: Array, gradient: bool) -> tuple[Array, Array | None]:
-        pos_weight = None if self.pos_weight is None else self.pos_weight.of(predictions.dtype)
+        pos_weight = None if self.pos_weight is None else self.pos_weight.beside(predictions)
         return ops.binary_cross_entropy(predictions, targets, pos_weight, control, gradient)
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from bp.errors import ConfigurationError, DataError, DtypeError, ShapeError
-from bp.ops.array import Shape
+from bp.ops.array import Array, Shape, is_floating
+from bp.ops.device import device_of
 from bp.ops.loss import check_labels
 
 
@@ -17,7 +18,7 @@ def expect_like_predictions(label: str, prediction_shape: Shape, targets: np.nda
             f"{label} expected targets of shape {prediction_shape} like the predictions, got {targets.shape}; "
             "reshape one of the two: broadcasting would compare every prediction with every target"
         )
-    if targets.dtype.kind != "f":
+    if not is_floating(targets.dtype):
         raise DtypeError(
             f"{label} expected floating targets, got {targets.dtype}; write for example targets.astype('float32')"
         )
@@ -45,7 +46,7 @@ def expect_labels(label: str, prediction_shape: Shape, targets: np.ndarray, igno
 
 
 class Weights:
-    """Constant weights by class: checked once, and kept in each dtype in which predictions came.
+    """Constant weights by class: checked once, and kept on each device and in each dtype in which they are used.
 
     values: finite, not negative, of one of the `ranks` (0: one number for all classes). Raises ConfigurationError.
     """
@@ -57,13 +58,18 @@ class Weights:
                 f"{label} expected {name} with one finite number of at least 0 by class, got {values!r:.100}"
             )
         self.name = name
-        self._by_dtype: dict[Any, np.ndarray] = {}
+        self._copies: dict[Any, Array] = {}
 
-    def of(self, dtype: Any) -> np.ndarray:
-        """The weights in that dtype."""
-        found = self._by_dtype.get(dtype)
+    def beside(self, predictions: Array) -> Array:
+        """The weights on the device of the predictions, in their dtype (float32 where that is a 16-bit float)."""
+        key = type(predictions), predictions.dtype
+        found = self._copies.get(key)
         if found is None:
-            found = self._by_dtype[dtype] = self.values.astype(dtype)
+            wide = "float32" if predictions.dtype.itemsize == 2 else predictions.dtype
+            device = device_of(predictions)
+            # Not `from_host`, whose memory belongs to the running step: this one stays.
+            found = self._copies[key] = device.zeros(self.values.shape, wide)
+            device.copy(found, self.values.astype(wide))
         return found
 
     def expect_classes(self, label: str, prediction_shape: Shape) -> None:

@@ -8,7 +8,7 @@ import bp.ops.loss as ops
 from bp.errors import ConfigurationError, ShapeError
 from bp.losses.checks import Weights, expect_all, expect_integers, expect_labels, expect_like_predictions
 from bp.losses.loss import Loss
-from bp.ops.array import Array, Shape
+from bp.ops.array import Array, Shape, is_floating
 
 
 class _ByClass(Loss):
@@ -34,8 +34,8 @@ class _ByClass(Loss):
         return float(weights[targets[kept & (targets >= 0) & (targets < weights.size)]].sum())
 
     def weights_for(self, predictions: Array) -> Array | None:
-        """The class weights in the dtype of the predictions."""
-        return None if self.weight is None else self.weight.of(predictions.dtype)
+        """The class weights beside the predictions."""
+        return None if self.weight is None else self.weight.beside(predictions)
 
 
 class CrossEntropyLoss(_ByClass):
@@ -63,7 +63,7 @@ class CrossEntropyLoss(_ByClass):
         self.label_smoothing = label_smoothing
 
     def check(self, prediction_shape: Shape, targets: np.ndarray) -> None:
-        if targets.dtype.kind != "f":
+        if not is_floating(targets.dtype):
             super().check(prediction_shape, targets)
             return
         _expect_classes(self.label, prediction_shape)
@@ -78,15 +78,23 @@ class CrossEntropyLoss(_ByClass):
         expect_all(self.label, (targets >= 0) & (targets < np.inf), "finite probabilities as targets", targets)
 
     def count(self, targets: np.ndarray) -> float:
-        if targets.dtype.kind == "f":
+        if is_floating(targets.dtype):
             return float(targets.size // targets.shape[-1]) if targets.size else 0.0
         return super().count(targets)
 
     def terms(self, predictions: Array, targets: Array, control: Array, gradient: bool) -> tuple[Array, Array | None]:
         weight, smoothing = self.weights_for(predictions), self.label_smoothing
-        if targets.dtype.kind == "f":
+        if is_floating(targets.dtype):
             return ops.soft_cross_entropy(predictions, targets, weight, control, smoothing, gradient)
         return ops.softmax_cross_entropy(predictions, targets, weight, control, self.ignore_index, smoothing, gradient)
+
+    def writes_in_place(self, targets: Array) -> bool:
+        return not is_floating(targets.dtype)
+
+    def terms_in_place(self, predictions: Array, targets: Array, control: Array) -> tuple[Array, Array]:
+        weight, smoothing = self.weights_for(predictions), self.label_smoothing
+        settings = control, self.ignore_index, smoothing, True, predictions
+        return ops.softmax_cross_entropy(predictions, targets, weight, *settings)
 
 
 class NLLLoss(_ByClass):

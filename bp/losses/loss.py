@@ -8,7 +8,9 @@ import bp.ops.loss as ops
 from bp.errors import ConfigurationError, ShapeError
 from bp.layers.context import Context
 from bp.ops.array import Array, Shape
+from bp.ops.checks import same_device
 from bp.ops.control import LOSS_DENOMINATOR
+from bp.ops.device import device_of
 
 
 class Loss:
@@ -48,23 +50,47 @@ class Loss:
         """
         return float(targets.size)
 
+    @property
+    def averages(self) -> bool:
+        """Whether the loss is a mean, over terms or over samples, and so depends on how many there are."""
+        return self.reduction not in ("sum", "none")
+
+    def denominator(self, count: float) -> float:
+        """What control[LOSS_DENOMINATOR] has to be for a batch of that `count`: 1 where nothing is averaged."""
+        return count if self.averages else 1.0
+
     def terms(self, predictions: Array, targets: Array, control: Array, gradient: bool) -> tuple[Array, Array | None]:
         """The loss of each term, and with `gradient` dL/dpredictions of the mean (see `bp.ops.loss`)."""
         raise NotImplementedError(f"{self.label} has no terms")
 
+    def writes_in_place(self, targets: Array) -> bool:
+        """Whether `terms_in_place` is there for such targets."""
+        return False
+
+    def terms_in_place(self, predictions: Array, targets: Array, control: Array) -> tuple[Array, Array]:
+        """As `terms` with the gradient, which takes the memory of the predictions."""
+        raise NotImplementedError(f"{self.label} does not write in place")
+
     def forward(self, predictions: Array, targets: Array, ctx: Context) -> Array:
         """The loss, of shape () (or one per term); saves the gradient on `ctx` for `backward`.
 
-        Floating targets have the dtype of the predictions (the Trainer casts them).
+        Floating targets have the dtype of the predictions (the Trainer casts them). Where the context says
+        that nobody needs the predictions any more, a loss that can puts the gradient in their memory.
         """
-        if self.reduction in ("sum", "none"):
-            denominator = 1.0
+        same_device(self.label, "targets", targets, "the predictions", predictions)
+        control = ctx.control_beside(predictions)
+        if ctx.owns_control:
+            count = ctx.denominator
+            if count is None and self.averages:
+                count = self.count(device_of(targets).to_host(targets))
+            entry = control[LOSS_DENOMINATOR : LOSS_DENOMINATOR + 1]
+            device_of(control).fill(entry, self.denominator(count or 0.0))
+        if ctx.predictions_unneeded and ctx.saving and self.writes_in_place(targets):
+            losses, gradient = self.terms_in_place(predictions, targets, control)
         else:
-            denominator = self.count(targets) if ctx.denominator is None else ctx.denominator
-        ctx.control[LOSS_DENOMINATOR] = denominator
-        losses, gradient = self.terms(predictions, targets, ctx.control, ctx.saving)
+            losses, gradient = self.terms(predictions, targets, control, ctx.saving)
         ctx.save(self, gradient, losses.shape)
-        return losses if self.reduction == "none" else ops.mean_of_terms(losses, ctx.control)
+        return losses if self.reduction == "none" else ops.mean_of_terms(losses, control)
 
     def backward(self, ctx: Context, dlosses: Array | None = None) -> Array:
         """dL/dpredictions. dlosses: dL/dloss of each term, for reduction "none" alone (None: all 1)."""
@@ -74,10 +100,10 @@ class Loss:
                 raise ConfigurationError(f"{self.label} takes dlosses with reduction none, not {self.reduction}")
             if dlosses.shape != shape:
                 raise ShapeError(f"{self.label} expected dlosses of shape {shape}, got {dlosses.shape}")
-            gradient *= dlosses.reshape(shape + (1,) * (gradient.ndim - len(shape)))
+            ops.scale_terms(gradient, dlosses)
         return gradient
 
     def __call__(self, predictions: Array, targets: Array) -> Array:
         """The loss alone, without a gradient; targets are checked."""
-        self.check(tuple(predictions.shape), np.asarray(targets))
+        self.check(tuple(predictions.shape), device_of(targets).to_host(targets))
         return self.forward(predictions, targets, Context())

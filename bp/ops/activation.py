@@ -6,9 +6,9 @@ dtype; ShapeError or DtypeError where they do not. Any finite or infinite x give
 gives NaN. sigma is the logistic function 1 / (1 + e^-x), with sigma' = sigma (1 - sigma).
 """
 
-from bp.errors import ShapeError
+from bp.errors import ConfigurationError, ShapeError
 from bp.ops.array import Array
-from bp.ops.checks import floating, has_shape, same_dtype
+from bp.ops.checks import contiguous, floating, has_shape, last_axis, same_dtype, wide_dtype
 from bp.ops.operation import operation
 
 
@@ -212,3 +212,48 @@ def log_softmax_backward(dy: Array, y: Array) -> Array:
 def add(a: Array, b: Array) -> Array:
     """y = a + b, of equal shapes: the sum at the end of a residual branch. Its gradient is dy for both."""
     _alike("add", a=a, b=b)
+
+
+BIAS_ACTIVATIONS = ("identity", "relu", "gelu_tanh", "silu")
+
+
+def _has_bias(name: str, array: str, x: Array, bias: Array, activation: str) -> None:
+    if activation not in BIAS_ACTIVATIONS:
+        raise ConfigurationError(f"{name} expected an activation of {', '.join(BIAS_ACTIVATIONS)}, got {activation!r}")
+    floating(name, array, x)
+    same_dtype(name, **{array: x, "bias": bias})
+    last_axis(name, array, x, bias.shape[-1] if bias.ndim else 0)
+    has_shape(name, "bias", bias, x.shape[-1:])
+
+
+@operation
+def bias_activation(x: Array, bias: Array, activation: str) -> tuple[Array, Array | None]:
+    """y = f(z) with z = x + b, in one pass over memory: what follows a matrix product that cannot do it itself.
+
+    x: (..., C); bias: (C,); activation: one of BIAS_ACTIVATIONS, where "gelu_tanh" is `gelu` with its tanh form.
+    Returns (y, kept), where kept is the array that backward needs, and no copy: y for "relu", whose sign is that of z;
+    x for "gelu_tanh" and "silu", where y does not tell z, and to add x + b again costs less than to store z; None for
+    "identity". Raises ShapeError, DtypeError or ConfigurationError where these do not fit.
+    """
+    _has_bias("bias_activation", "x", x, bias, activation)
+
+
+@operation
+def bias_activation_backward(
+    dy: Array, kept: Array | None, bias: Array, dbias: Array | None, activation: str, accumulate: bool
+) -> Array:
+    """dx = dy f'(z), and db_c = sum of dx over all rows: z = x + b has slope 1 in x and in b, which all rows share.
+
+    kept: as `bias_activation` returned it; dbias: (C,), or None where it is not wanted, in the dtype of dy, or float32
+    where that is a 16-bit float; `accumulate` adds to what it holds, otherwise it is overwritten. The sum is of dx
+    before it is rounded, in an order that depends on the shape alone. Returns dx; for "identity" that is dy itself.
+    """
+    _has_bias("bias_activation_backward", "dy", dy, bias, activation)
+    if (kept is None) != (activation == "identity"):
+        what = "no kept array for 'identity'" if kept is not None else f"the kept array of {activation!r}, got None"
+        raise ConfigurationError(f"bias_activation_backward expected {what}")
+    same_dtype("bias_activation_backward", dy=dy, kept=kept)
+    has_shape("bias_activation_backward", "kept", kept, dy.shape)
+    wide_dtype("bias_activation_backward", dy, dbias=dbias)
+    has_shape("bias_activation_backward", "dbias", dbias, bias.shape)
+    contiguous("bias_activation_backward", "dbias", dbias)

@@ -4,17 +4,27 @@ One float64 array per training run. A kernel reads its learning rate, clip facto
 from here rather than from by-value arguments, so that the argument list of a launch depends on shape
 and configuration alone and a whole step can be replayed as one graph. float64 holds every entry
 exactly: learning rates, counts below 2**53, and the seed as two halves of 32 bits.
+
+The first HOST_ENTRIES are written by the host, in one copy before a step; the others by operations, on the device.
 """
 
 LEARNING_RATE = 0  # set from the schedule, once a step
-GRADIENT_SCALE = 1  # multiplies every gradient: the clip factor, 1 where nothing was clipped
-GRADIENT_NORM = 2  # global norm before clipping, written by optimizer.clip_by_global_norm
-ATTEMPTED_STEP = 3  # steps begun; schedules and random numbers depend on it
-APPLIED_STEP = 4  # steps that changed the weights; Adam's bias correction counts these
-SEED_LOW = 5  # random seed, low and high 32 bits: the Philox key
-SEED_HIGH = 6
-FORWARD_COUNTER = 7  # number of the forward pass: part of the Philox counter
-LOSS_DENOMINATOR = 8  # what a mean loss divides by: the terms of the whole batch; 0 where all are ignored
+LOSS_DENOMINATOR = 1  # what a mean loss divides by: the terms of the whole batch; 0 where all are ignored
+FORWARD_COUNTER = 2  # number of the forward pass: part of the Philox counter
+SEED_LOW = 3  # random seed, low and high 32 bits: the Philox key
+SEED_HIGH = 4
+HOST_ENTRIES = 5
+
+ATTEMPTED_STEP = 5  # steps begun; schedules and random numbers depend on it
+APPLIED_STEP = 6  # steps that changed the weights; Adam's bias correction counts these
+GRADIENT_NORM = 7  # global norm before clipping, written by optimizer.clip_by_global_norm
+GRADIENT_SCALE = 8  # multiplies every gradient: the clip factor over the loss scale, 1 where there is neither
 MOMENTUM_PRODUCT = 9  # product of NAdam's momentum schedule up to the applied step
+LOSS_SCALE = 10  # multiplies the gradient of the loss, so that small ones survive in float16; 1 elsewhere
+SKIP_STEP = 11  # 1 where a gradient of this step was not finite under a loss scale: then nothing is updated
+GOOD_STEPS = 12  # steps since the loss scale last changed
 
 SIZE = 16
+
+# What a new block holds where not zero.
+INITIAL = {GRADIENT_SCALE: 1.0, LOSS_SCALE: 1.0}

@@ -8,7 +8,7 @@ g = in = out is a depthwise convolution. All arrays of a call have one floating 
 
 from bp.errors import ShapeError
 from bp.ops.array import Array, Shape
-from bp.ops.checks import has_rank, has_shape, same_dtype
+from bp.ops.checks import has_rank, has_shape, same_dtype, wide_dtype
 from bp.ops.operation import operation
 
 Pair = tuple[int, int]
@@ -209,7 +209,8 @@ def _parameters_fit(
     groups: int,
 ) -> None:
     """`wide` is what the convolution reads and `narrow` what it writes, in whichever direction it is used."""
-    same_dtype(operation, dy=dy, x=x, dweight=dweight, dbias=dbias)
+    same_dtype(operation, dy=dy, x=x)
+    wide_dtype(operation, x, dweight=dweight, dbias=dbias)
     has_rank(operation, "dy", dy, 4, IMAGES)
     has_rank(operation, "x", x, 4, IMAGES)
     has_shape(operation, "dbias", dbias, dy.shape[3:])

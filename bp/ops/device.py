@@ -1,16 +1,20 @@
 """Devices by name: where the arrays of a model live."""
 
-from collections.abc import Callable
-from typing import Any, Protocol, Self
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
 
 from bp.errors import ConfigurationError
+from bp.ops import control
 from bp.ops.array import Array, Shape
 
-DEVICE_NAMES = ("auto", "cpu")
+DEVICE_NAMES = ("auto", "cpu", "cuda", "emulator")
 
-_PRECISION_DTYPES = {"fp32": "float32", "fp64": "float64"}
+# Precision -> dtype of activations and of the weights that kernels read.
+PRECISIONS = {"fp32": "float32", "fp64": "float64", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class Memory(Protocol):
@@ -24,10 +28,37 @@ class Memory(Protocol):
     def __exit__(self, *error: Any) -> None: ...
 
 
-class Device(Protocol):
-    """What a device's `runtime` module offers beside its operations."""
+# By owner ("Dropout '2'") and name, what decides which launches a step makes; compared by identity.
+StepSettings: TypeAlias = dict[str, dict[str, Any]]
 
-    name: str
+
+class StepGraph(Protocol):
+    """Runs training steps on host batches, replayed as one launch where they can be; `reason` says why not."""
+
+    @property
+    def reason(self) -> str | None: ...
+
+    def run(
+        self,
+        batch: Sequence[np.ndarray],
+        work: Callable[[Sequence[Array]], None],
+        settings: Callable[[], StepSettings],
+    ) -> None: ...
+
+
+class Device(Protocol):
+    """What a device offers beside its operations.
+
+    precisions: those it computes in, the one that "auto" takes first.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def precisions(self) -> tuple[str, ...]: ...
+
+    def refusal(self, precision: str) -> str: ...
 
     @property
     def StepMemory(self) -> Callable[[], "Memory"]: ...
@@ -40,27 +71,94 @@ class Device(Protocol):
 
     def to_host(self, array: Array) -> np.ndarray: ...
 
+    def copy(self, destination: Array, source: Array) -> None: ...
+
+    def fill(self, destination: Array, value: float) -> None: ...
+
+    def running(self, precision: str) -> AbstractContextManager[None]: ...
+
+    def step_graph(self) -> "StepGraph | None": ...
+
+
+# Array type -> the device that such arrays lie on.
+_owners: dict[type, Device] = {}
+
+
+def own_arrays(array_type: type, device: Device) -> None:
+    """Let `device_of` find the device of such arrays."""
+    _owners[array_type] = device
+
+
+def device_of(array: Array) -> Device:
+    """The device that an array lies on; raises TypeError for what is no array of a device."""
+    for base in type(array).__mro__:
+        if base in _owners:
+            return _owners[base]
+    if isinstance(array, np.ndarray):
+        return find_device("cpu")
+    raise TypeError(f"expected an array of a device, got a {type(array).__name__}")
+
 
 def find_device(name: str = "auto") -> Device:
-    """The device of that name; "auto" takes the best one found. Raises ConfigurationError on an unknown name."""
+    """The device of that name; "auto" takes a GPU where there is one that works, else the CPU.
+
+    Raises ConfigurationError on an unknown name, or where the device cannot be used: it says what is missing.
+    """
     if name not in DEVICE_NAMES:
         raise ConfigurationError(f"device '{name}' is not one that bp has: expected one of {', '.join(DEVICE_NAMES)}")
+    if name == "emulator":
+        from bp.cuda.emulator import device as emulator
+
+        return emulator.device
+    if name == "cuda" or (name == "auto" and _has_gpu()):
+        from bp.cuda import gpu
+
+        return gpu.device()
     from bp.cpu import runtime
 
     return runtime
 
 
-def precision_dtype(precision: str, device: Device) -> str:
-    """The parameter dtype for a precision on a device; "auto" is fp32 on the CPU.
+@functools.cache
+def _has_gpu() -> bool:
+    """Whether the device "cuda" can be used; where there is no driver, nothing else is imported to tell."""
+    from bp.cuda import requirements
 
-    Raises ConfigurationError for a precision the device lacks: the CPU has no fast 16-bit arithmetic in
-    NumPy, and an emulated one would be slow and differ from what a GPU computes.
+    if requirements.problem() is not None:
+        return False
+    from bp.cuda import gpu
+
+    return gpu.problem() is None
+
+
+def planning_device() -> Any:
+    """A device whose arrays have no memory and whose operations compute nothing: what a step takes, before it runs."""
+    from bp.cuda.plan import device as plan
+
+    return plan
+
+
+def resolve_precision(precision: str, device: Device) -> str:
+    """The precision by name, "auto" resolved: the first that the device lists.
+
+    Raises ConfigurationError for a precision the device lacks, with those that it has and the reason.
     """
     if precision == "auto":
-        precision = "fp32"
-    if precision not in _PRECISION_DTYPES:
+        return device.precisions[0]
+    if precision not in device.precisions:
         raise ConfigurationError(
-            f"precision '{precision}' is not available on device '{device.name}': expected auto, fp32 or fp64 "
-            "(bf16, fp16 and tf32 need a GPU)"
+            f"precision '{precision}' is not available on device '{device.name}': expected auto or one of "
+            f"{', '.join(device.precisions)} ({device.refusal(precision)})"
         )
-    return _PRECISION_DTYPES[precision]
+    return precision
+
+
+def new_control(device: Device, seed: int = 0, forward_counter: int = 0) -> Array:
+    """A control block (see `bp.ops.control`) on a device."""
+    block = np.zeros(control.SIZE)
+    block[list(control.INITIAL)] = list(control.INITIAL.values())
+    block[[control.SEED_LOW, control.SEED_HIGH]] = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
+    block[control.FORWARD_COUNTER] = forward_counter
+    resident = device.zeros(block.shape, block.dtype)
+    device.copy(resident, block)
+    return resident

@@ -18,7 +18,7 @@ Random Numbers: As Easy as 1, 2, 3 (2011).
 """
 
 from bp.errors import ConfigurationError, DtypeError
-from bp.ops.array import Array
+from bp.ops.array import Array, is_floating
 from bp.ops.operation import operation
 
 LEVELS = 1 << 16  # of the 16 random bits of an element
@@ -33,7 +33,7 @@ def dropped_levels(rate: float) -> int:
 
 
 def _check(name: str, array: Array, rate: float) -> None:
-    if array.dtype.kind != "f":
+    if not is_floating(array.dtype):
         raise DtypeError(f"{name} expected an array of a floating dtype, got {array.dtype}")
     if not 0 <= rate < 1:
         raise ConfigurationError(f"{name} expected a rate in [0, 1), got {rate}")

@@ -2,7 +2,7 @@
 
 from bp.errors import DtypeError, ShapeError
 from bp.ops.array import Array
-from bp.ops.checks import has_rank, has_shape, same_dtype
+from bp.ops.checks import has_rank, has_shape, wide_dtype
 from bp.ops.operation import operation
 
 
@@ -17,7 +17,8 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None) -> Array:
 
     Where the index is `padding_idx` (None: nowhere), y is zero and the row of W does not count.
     indices: integers of any shape (...,), in 0..V-1; weight: (V, C). Returns y: (..., C) of the dtype of weight.
-    Raises DtypeError for other dtypes and, on the CPU, DataError for an index outside the table, before y is made.
+    Raises DtypeError for other dtypes and, on the CPU, DataError for an index outside the table, before y is made. A
+    GPU does not wait for such a check: there y is NaN at that position, and its dy goes nowhere.
     Source: Bengio, Ducharme, Vincent, Jauvin, A Neural Probabilistic Language Model (2003).
     """
     _integers("embedding", indices)
@@ -48,7 +49,7 @@ def embedding_backward_parameters(
     _integers("embedding_backward_parameters", indices)
     has_shape("embedding_backward_parameters", "dy", dy, (*indices.shape, *dy.shape[-1:]))
     if dweight is not None:
-        same_dtype("embedding_backward_parameters", dweight=dweight, dy=dy)
+        wide_dtype("embedding_backward_parameters", dy, dweight=dweight)
         if dweight.ndim != 2 or dweight.shape[-1:] != dy.shape[-1:]:
             raise ShapeError(
                 f"embedding_backward_parameters expected dweight of shape (V, {dy.shape[-1]}), got {dweight.shape}"

@@ -1,7 +1,7 @@
 """Linear (GEMM): the product of activations and a weight matrix, and its two gradients."""
 
 from bp.ops.array import Array
-from bp.ops.checks import contiguous, floating, has_shape, last_axis, same_dtype
+from bp.ops.checks import contiguous, floating, has_shape, last_axis, same_dtype, wide_dtype
 from bp.ops.operation import operation
 
 
@@ -38,11 +38,12 @@ def linear_backward_parameters(
 
     Each row contributes dL/dW_oi = dy_o x_i and dL/db_o = dy_o; a weight that serves many rows receives the
     sum. dy: (..., out); x: (..., in); dweight: (out, in); dbias: (out,). `accumulate` adds to what the
-    destinations hold, otherwise they are overwritten. Destinations are C-contiguous and of the dtype of x and dy;
-    ShapeError or DtypeError where they are not.
+    destinations hold, otherwise they are overwritten. Destinations are C-contiguous and of the dtype of x and dy,
+    float32 where these are 16-bit floats; ShapeError or DtypeError where they are not.
     """
     floating("linear_backward_parameters", "dy", dy)
-    same_dtype("linear_backward_parameters", dy=dy, x=x, dweight=dweight, dbias=dbias)
+    same_dtype("linear_backward_parameters", dy=dy, x=x)
+    wide_dtype("linear_backward_parameters", x, dweight=dweight, dbias=dbias)
     has_shape("linear_backward_parameters", "dy", dy, x.shape[:-1] + dy.shape[-1:])
     has_shape("linear_backward_parameters", "dweight", dweight, dy.shape[-1:] + x.shape[-1:])
     has_shape("linear_backward_parameters", "dbias", dbias, dy.shape[-1:])

@@ -4,6 +4,9 @@ Every loss here takes the control block and a flag `gradient`. With it, the seco
 dL/dprediction of the mean, that is each term's gradient divided by control[LOSS_DENOMINATOR] (zero where the
 denominator is zero: a batch without terms has no loss and no gradient); otherwise it is None.
 
+Terms are of the dtype of the predictions, float32 where these are 16-bit floats, and so are class weights; the gradient
+is of the dtype of the predictions. It is multiplied by control[LOSS_SCALE], which is 1 except in precision fp16.
+
 A term whose weight or target probability is zero is zero, also where the logarithm beside it is infinite: the limit of
 p log p, where the bare product would be NaN. NaN predictions give NaN, except in terms that are ignored or of
 weight zero.
@@ -12,8 +15,8 @@ weight zero.
 import numpy as np
 
 from bp.errors import DataError, DtypeError, ShapeError
-from bp.ops.array import Array
-from bp.ops.checks import has_shape, same_dtype
+from bp.ops.array import Array, is_floating
+from bp.ops.checks import contiguous, has_shape, same_dtype, wide_dtype
 from bp.ops.operation import operation
 
 
@@ -26,6 +29,16 @@ def mean_of_terms(losses: Array, control: Array) -> Array:
 
 
 @operation
+def scale_terms(gradient: Array, dlosses: Array) -> None:
+    """gradient *= dlosses, in place, by the chain rule for terms that are not averaged but used one by one.
+
+    dlosses: dL/dloss of each term, of the leading sizes of gradient and its dtype (float32 where that is a 16-bit
+    float); what follows of the axes of gradient belongs to one term.
+    """
+    has_shape("scale_terms", "dlosses", dlosses, gradient.shape[: dlosses.ndim])
+
+
+@operation
 def softmax_cross_entropy(
     logits: Array,
     labels: Array,
@@ -34,6 +47,7 @@ def softmax_cross_entropy(
     ignore_index: int,
     label_smoothing: float,
     gradient: bool,
+    out: Array | None = None,
 ) -> tuple[Array, Array | None]:
     """loss_n = -(1 - s) w_y log p_y - s/C sum_c w_c log p_c, where p = softmax(logits_n), y = labels_n.
 
@@ -44,11 +58,15 @@ def softmax_cross_entropy(
     nothing but -inf, has no softmax and gives NaN.
 
     logits: (..., C); labels: integers of shape (...,) in 0..C-1, or `ignore_index` for a term without loss and
-    gradient, whatever its logits; class_weight: (C,) or None. Returns losses (...,) of the dtype of logits, and
-    dlogits (..., C) or None. Raises DataError on a label outside the classes.
+    gradient, whatever its logits; class_weight: (C,) or None. out: where dlogits go, of the shape and dtype of logits;
+    it may be the logits themselves, where nobody needs them any more. Returns losses (...,), and dlogits (..., C) or
+    None. Raises DataError on a label outside the classes; a GPU, which cannot, gives that row NaN.
     Source: Bridle (1990); smoothing: Szegedy et al., Rethinking the Inception Architecture (2016).
     """
     _by_class("softmax_cross_entropy", "logits", logits, labels, class_weight)
+    has_shape("softmax_cross_entropy", "out", out, logits.shape)
+    same_dtype("softmax_cross_entropy", logits=logits, out=out)
+    contiguous("softmax_cross_entropy", "out", out)
 
 
 @operation
@@ -158,7 +176,7 @@ def binary_cross_entropy(
     _like("binary_cross_entropy", "logits", logits, targets)
     if pos_weight is not None and pos_weight.shape != ():
         has_shape("binary_cross_entropy", "pos_weight", pos_weight, logits.shape[-1:])
-    same_dtype("binary_cross_entropy", logits=logits, pos_weight=pos_weight)
+    wide_dtype("binary_cross_entropy", logits, pos_weight=pos_weight)
 
 
 @operation
@@ -205,7 +223,7 @@ def check_labels(name: str, labels: np.ndarray, classes: int, ignore_index: int 
 
 
 def _like(operation: str, name: str, predictions: Array, targets: Array) -> None:
-    if predictions.dtype.kind != "f":
+    if not is_floating(predictions.dtype):
         raise DtypeError(f"{operation} expected floating {name}, got {predictions.dtype}")
     if targets.shape != predictions.shape:
         raise ShapeError(f"{operation} expected targets of shape {predictions.shape} like {name}, got {targets.shape}")
@@ -217,7 +235,7 @@ def _like(operation: str, name: str, predictions: Array, targets: Array) -> None
 
 
 def _by_class(operation: str, name: str, predictions: Array, labels: Array, class_weight: Array | None) -> None:
-    if predictions.dtype.kind != "f":
+    if not is_floating(predictions.dtype):
         raise DtypeError(f"{operation} expected floating {name}, got {predictions.dtype}")
     if labels.dtype.kind not in "iu":
         raise DtypeError(f"{operation} expected integer labels, got {labels.dtype}")
@@ -234,4 +252,4 @@ def _has_classes(operation: str, name: str, predictions: Array) -> None:
 def _class_weight(operation: str, name: str, predictions: Array, class_weight: Array | None) -> None:
     if class_weight is not None:
         has_shape(operation, "class_weight", class_weight, predictions.shape[-1:])
-        same_dtype(operation, **{name: predictions, "class_weight": class_weight})
+        wide_dtype(operation, predictions, class_weight=class_weight)

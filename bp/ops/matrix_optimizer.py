@@ -1,7 +1,9 @@
 """Optimizer steps that look at whole matrices, Adafactor and Muon: one operation updates one parameter in place.
 
 values and gradients are views of one parameter in the arena, of shape (rows, columns), and settings is the one row
-(1, 4) of its tiles. Learning rate, decay, the regularised gradient g and the step t are as in `bp.ops.optimizer`.
+(1, 4) of its tiles. Learning rate, decay, the regularised gradient g, the step t, low_precision (a view of the copy, of
+the same shape), stochastic_rounding and a step that is skipped are as in `bp.ops.optimizer`; the element that random
+bits belong to is counted from the beginning of the matrix.
 """
 
 from bp.ops.array import Array
@@ -19,6 +21,8 @@ def adafactor(
     beta2_decay: float,
     eps: tuple[float, float],
     threshold: float,
+    low_precision: Array | None,
+    stochastic_rounding: bool,
 ) -> None:
     """Adam's scaling with v kept as r c^T / mean(r): rows + columns numbers in place of rows * columns.
 
@@ -44,6 +48,8 @@ def muon(
     iterations: int,
     eps: float,
     adjust_lr: str,
+    low_precision: Array | None,
+    stochastic_rounding: bool,
 ) -> None:
     """m = momentum m + (1 - momentum) g; value -= lr s orth(u) with u = m, or (1 - momentum) g + momentum m (Nesterov).
 

@@ -22,7 +22,7 @@ import math
 
 from bp.errors import ConfigurationError, ShapeError
 from bp.ops.array import Array, Shape
-from bp.ops.checks import contiguous, has_shape, same_dtype
+from bp.ops.checks import contiguous, has_shape, same_dtype, wide_dtype
 from bp.ops.operation import operation
 
 
@@ -84,6 +84,77 @@ def rms_norm_backward(
     """
     _backward("rms_norm_backward", dy, x, gamma, x.shape[rstd.ndim :], dgamma, None)
     _statistics("rms_norm_backward", None, rstd, x.shape[: rstd.ndim])
+
+
+@operation
+def add_layer_norm(
+    x: Array, residual: Array, gamma: Array | None, beta: Array | None, axes: int, eps: float
+) -> tuple[Array, Array, Array, Array]:
+    """Layer norm of total = x + residual, as a pre-norm block needs it; returns (y, total, mean, rstd).
+
+    The total, rounded once to the dtype of x, is both what is normalised and what goes on along the residual path:
+    computed together, it is not read from memory again. x, residual, y, total: one shape; the others, and the errors,
+    as for `layer_norm`.
+    """
+    has_shape("add_layer_norm", "residual", residual, x.shape)
+    _trailing_axes("add_layer_norm", x, axes)
+    has_shape("add_layer_norm", "gamma", gamma, x.shape[x.ndim - axes :])
+    has_shape("add_layer_norm", "beta", beta, x.shape[x.ndim - axes :])
+    same_dtype("add_layer_norm", x=x, residual=residual, gamma=gamma, beta=beta)
+
+
+@operation
+def add_layer_norm_backward(
+    dy: Array,
+    dtotal: Array | None,
+    total: Array,
+    gamma: Array | None,
+    mean: Array,
+    rstd: Array,
+    dgamma: Array | None,
+    dbeta: Array | None,
+    accumulate: bool,
+) -> Array:
+    """dx = rstd (g - mean(g) - xhat mean(g xhat)) + dtotal with g = dy gamma: the gradient of x, and of the residual.
+
+    The total reaches the loss L in two ways, through y and by itself, so its gradient is the sum of what
+    `layer_norm_backward` gives at x = total and of dtotal = dL/dtotal (None: zero). As total = x + residual has the
+    derivative 1 in both, x and residual each have that gradient; it is computed once.
+    dy, dtotal, total, dx: one shape; the others as for `layer_norm_backward`.
+    """
+    has_shape("add_layer_norm_backward", "dtotal", dtotal, total.shape)
+    _backward("add_layer_norm_backward", dy, total, gamma, total.shape[mean.ndim :], dgamma, dbeta)
+    same_dtype("add_layer_norm_backward", dy=dy, dtotal=dtotal)
+    _statistics("add_layer_norm_backward", mean, rstd, total.shape[: mean.ndim])
+
+
+@operation
+def add_rms_norm(x: Array, residual: Array, gamma: Array | None, axes: int, eps: float) -> tuple[Array, Array, Array]:
+    """RMS norm of total = x + residual; returns (y, total, rstd). As `add_layer_norm`, but no mean is taken away."""
+    has_shape("add_rms_norm", "residual", residual, x.shape)
+    _trailing_axes("add_rms_norm", x, axes)
+    has_shape("add_rms_norm", "gamma", gamma, x.shape[x.ndim - axes :])
+    same_dtype("add_rms_norm", x=x, residual=residual, gamma=gamma)
+
+
+@operation
+def add_rms_norm_backward(
+    dy: Array,
+    dtotal: Array | None,
+    total: Array,
+    gamma: Array | None,
+    rstd: Array,
+    dgamma: Array | None,
+    accumulate: bool,
+) -> Array:
+    """dx = rstd (g - xhat mean(g xhat)) + dtotal with g = dy gamma: the gradient of x, and of the residual.
+
+    Derived as in `add_layer_norm_backward`; the arguments are those of `rms_norm_backward` at x = total, and dtotal.
+    """
+    has_shape("add_rms_norm_backward", "dtotal", dtotal, total.shape)
+    _backward("add_rms_norm_backward", dy, total, gamma, total.shape[rstd.ndim :], dgamma, None)
+    same_dtype("add_rms_norm_backward", dy=dy, dtotal=dtotal)
+    _statistics("add_rms_norm_backward", None, rstd, total.shape[: rstd.ndim])
 
 
 @operation
@@ -154,7 +225,8 @@ def batch_norm(
     _channels_last("batch_norm", x)
     for name, array in (("gamma", gamma), ("beta", beta), ("running_mean", running_mean), ("running_var", running_var)):
         has_shape("batch_norm", name, array, x.shape[-1:])
-    same_dtype("batch_norm", x=x, gamma=gamma, beta=beta, running_mean=running_mean, running_var=running_var)
+    same_dtype("batch_norm", x=x, gamma=gamma, beta=beta)
+    wide_dtype("batch_norm", x, running_mean=running_mean, running_var=running_var)
     if (running_mean is None) != (running_var is None):
         raise ConfigurationError("batch_norm expected both of running_mean and running_var or neither, got one")
     if not training and running_mean is None:
@@ -196,6 +268,7 @@ def _backward(
     contiguous(name, "dgamma", dgamma)
     contiguous(name, "dbeta", dbeta)
     same_dtype(name, x=x, dy=dy, gamma=gamma)
+    wide_dtype(name, x, dgamma=dgamma, dbeta=dbeta)
 
 
 def _statistics(name: str, mean: Array | None, rstd: Array, expected: Shape) -> None:

@@ -1,4 +1,4 @@
-"""Shape: arrays joined and cut along an axis; nothing is computed, so the gradient is moved the same way back."""
+"""Shape: arrays joined, cut and turned; nothing is computed, so the gradient is moved the same way back."""
 
 from collections.abc import Sequence
 
@@ -41,3 +41,15 @@ def split(x: Array, sizes: Sequence[int], axis: int) -> tuple[Array, ...]:
     _has_axis("split", x, axis)
     if sum(sizes) != x.shape[axis]:
         raise ShapeError(f"split expected {sum(sizes)} elements along axis {axis}, got shape {x.shape}")
+
+
+@operation
+def transpose(x: Array, axes: Sequence[int]) -> Array:
+    """x with its axes in another order, in memory of its own: y[..., i_k, ...] = x[i], where i_k = i_axes[k].
+
+    y has the shape (x.shape[axes[0]], x.shape[axes[1]], ...). dL/dx is `transpose` of dL/dy by the inverse order, in
+    which axes[k] has position k. Raises ShapeError unless `axes` holds each of 0..ndim-1 once; on a GPU also where more
+    than six axes are left after those that stay neighbours have been joined.
+    """
+    if sorted(axes) != list(range(x.ndim)):
+        raise ShapeError(f"transpose expected each axis of shape {x.shape} once, got the axes {tuple(axes)}")

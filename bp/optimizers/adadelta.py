@@ -33,5 +33,6 @@ class Adadelta(Optimizer):
         self.eps = eps
 
     def update(self, values: Array, gradients: Array) -> None:
-        moments = self.moments["mean_square"], self.moments["mean_square_step"]
-        ops.adadelta(values, gradients, *moments, self.settings, self.control, self.rho, self.eps)
+        mean_square, mean_square_step = self.moments["mean_square"], self.moments["mean_square_step"]
+        rule = (self.rho, self.eps, *self.low_precision)
+        ops.adadelta(values, gradients, mean_square, mean_square_step, self.settings, self.control, *rule)

@@ -74,5 +74,6 @@ class Adafactor(Optimizer):
             if parameter.size:
                 shape = matrix_shape(parameter)
                 w, g = (self.arena.view(flat, parameter).reshape(shape) for flat in (values, gradients))
-                means, settings = self._means[parameter.name], self.row(parameter)
-                ops.adafactor(w, g, *means, settings, self.control, self.beta2_decay, eps, self.d)
+                (row_means, column_means), settings = self._means[parameter.name], self.row(parameter)
+                rule = (self.beta2_decay, eps, self.d, *self.low_precision_of(parameter, shape))
+                ops.adafactor(w, g, row_means, column_means, settings, self.control, *rule)

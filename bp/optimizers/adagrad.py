@@ -41,9 +41,10 @@ class Adagrad(Optimizer):
     def setup(self, model: Layer) -> Self:
         super().setup(model)
         for _, sum_of_squares in self.named_state():
-            sum_of_squares[...] = self.initial_accumulator_value
+            self.arena.device.fill(sum_of_squares, self.initial_accumulator_value)
         return self
 
     def update(self, values: Array, gradients: Array) -> None:
         sum_of_squares = self.moments["sum_of_squares"]
-        ops.adagrad(values, gradients, sum_of_squares, self.settings, self.control, self.lr_decay, self.eps)
+        rule = (self.lr_decay, self.eps, *self.low_precision)
+        ops.adagrad(values, gradients, sum_of_squares, self.settings, self.control, *rule)

@@ -35,7 +35,8 @@ class Adam(Optimizer):
     def update(self, values: Array, gradients: Array) -> None:
         first, second = self.moments["first_moment"], self.moments["second_moment"]
         largest = self.moments.get("largest_second_moment")
-        ops.adam(values, gradients, first, second, largest, self.settings, self.control, *self.betas, self.eps)
+        rule = (*self.betas, self.eps, *self.low_precision)
+        ops.adam(values, gradients, first, second, largest, self.settings, self.control, *rule)
 
 
 class AdamW(Adam):

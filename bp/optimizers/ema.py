@@ -33,7 +33,7 @@ class ExponentialMovingAverage:
         self.decay = decay
         self.warmup = warmup
         self.averages = self.arena.zeros_like()
-        self.averages[...] = self.arena.values
+        self.arena.device.copy(self.averages, self.arena.values)
         self._updates = self.arena.device.zeros((1,), np.float64)
         self._applied = False
 
@@ -51,14 +51,21 @@ class ExponentialMovingAverage:
     def applied(self) -> Iterator[None]:
         """Within this block the model has the averaged weights; afterwards, bit for bit, those it had before."""
         self._expect_not_applied("applied")
+        copy, low_precision = self.arena.device.copy, self.arena.low_precision
         kept = self.arena.zeros_like()
-        kept[...] = self.arena.values
-        self.arena.values[...] = self.averages
+        copy(kept, self.arena.values)
+        if low_precision is not None:  # rounded stochastically, it does not come from the values again
+            kept_low = self.arena.device.zeros(low_precision.shape, low_precision.dtype)
+            copy(kept_low, low_precision)
+        copy(self.arena.values, self.averages)
+        self.arena.refresh_low_precision()
         self._applied = True
         try:
             yield
         finally:
-            self.arena.values[...] = kept
+            copy(self.arena.values, kept)
+            if low_precision is not None:
+                copy(low_precision, kept_low)
             self._applied = False
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -78,8 +85,8 @@ class ExponentialMovingAverage:
         device = self.arena.device
         for parameter in self.arena.parameters:
             average = self.arena.view(self.averages, parameter)
-            average[...] = device.from_host(np.asarray(state[f"average/{parameter.name}"], average.dtype))
-        self._updates[...] = device.from_host(np.asarray(state["updates"], np.float64))
+            device.copy(average, np.asarray(state[f"average/{parameter.name}"], average.dtype))
+        device.copy(self._updates, np.asarray(state["updates"], np.float64))
 
     def _expect_not_applied(self, what: str) -> None:
         if self._applied:

@@ -31,4 +31,5 @@ class Lion(Optimizer):
         self.betas = self.expect_betas(betas)
 
     def update(self, values: Array, gradients: Array) -> None:
-        ops.lion(values, gradients, self.moments["first_moment"], self.settings, self.control, *self.betas)
+        first_moment, rule = self.moments["first_moment"], (*self.betas, *self.low_precision)
+        ops.lion(values, gradients, first_moment, self.settings, self.control, *rule)

@@ -105,10 +105,13 @@ class Muon(Optimizer):
         first_moment, second_moment = self.moments["first_moment"], self.moments["second_moment"]
         for part in self._others:
             settings = self.settings[part.start // ops.TILE : part.stop // ops.TILE]
-            moments = first_moment[part], second_moment[part], None
-            ops.adam(values[part], gradients[part], *moments, settings, self.control, *self.adamw_rule)
+            first, second = first_moment[part], second_moment[part]
+            copy = None if self.arena.low_precision is None else self.arena.low_precision[part]
+            adamw_rule = (*self.adamw_rule, copy, self.stochastic_rounding)
+            ops.adam(values[part], gradients[part], first, second, None, settings, self.control, *adamw_rule)
         for parameter in self._matrices:
             if parameter.size:
                 shape = matrix_shape(parameter)
                 w, g, m = (self.arena.view(a, parameter).reshape(shape) for a in (values, gradients, first_moment))
-                matrix_ops.muon(w, g, m, self.row(parameter), self.control, *self.rule)
+                rule = (*self.rule, *self.low_precision_of(parameter, shape))
+                matrix_ops.muon(w, g, m, self.row(parameter), self.control, *rule)

@@ -42,6 +42,6 @@ class NAdam(Optimizer):
         self.decoupled = decoupled_weight_decay
 
     def update(self, values: Array, gradients: Array) -> None:
-        moments = self.moments["first_moment"], self.moments["second_moment"]
-        rule = (*self.betas, self.eps, self.momentum_decay)
-        ops.nadam(values, gradients, *moments, self.settings, self.control, *rule)
+        first, second = self.moments["first_moment"], self.moments["second_moment"]
+        rule = (*self.betas, self.eps, self.momentum_decay, *self.low_precision)
+        ops.nadam(values, gradients, first, second, self.settings, self.control, *rule)

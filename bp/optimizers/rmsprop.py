@@ -38,6 +38,7 @@ class RMSprop(Optimizer):
         self.slots = ("mean_square", *(("mean",) if centered else ()), *(("velocity",) if momentum else ()))
 
     def update(self, values: Array, gradients: Array) -> None:
-        moments = self.moments["mean_square"], self.moments.get("mean"), self.moments.get("velocity")
-        rule = (self.alpha, self.eps, self.momentum)
-        ops.rmsprop(values, gradients, *moments, self.settings, self.control, *rule)
+        mean_square = self.moments["mean_square"]
+        mean, velocity = self.moments.get("mean"), self.moments.get("velocity")
+        rule = (self.alpha, self.eps, self.momentum, *self.low_precision)
+        ops.rmsprop(values, gradients, mean_square, mean, velocity, self.settings, self.control, *rule)

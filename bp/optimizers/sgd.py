@@ -38,5 +38,5 @@ class SGD(Optimizer):
 
     def update(self, values: Array, gradients: Array) -> None:
         velocity = self.moments.get("velocity")
-        rule = (self.momentum, self.dampening, self.nesterov)
+        rule = (self.momentum, self.dampening, self.nesterov, *self.low_precision)
         ops.sgd(values, gradients, velocity, self.settings, self.control, *rule)

@@ -22,7 +22,7 @@ constexpr std::int64_t kBlock = 16 * 1024;      // elements of a partial sum
 constexpr std::int64_t kParallel = 256 * 1024;  // below this many elements, starting threads costs more than it saves
 
 enum Setting { kLearningRateFactor, kDecoupledDecay, kL2, kL1, kSettings };  // columns of the settings
-enum Control { kLearningRate = 0, kGradientScale = 1, kAppliedStep = 4, kControlSize = 16 };  // bp/ops/control.py
+enum Control { kLearningRate = 0, kAppliedStep = 6, kGradientScale = 8, kControlSize = 16 };  // bp/ops/control.py
 
 class FlushSubnormals {
 #if defined(__SSE2__) || defined(_M_X64)

@@ -1,0 +1,24 @@
+"""Dropout on the CUDA device: one kernel for both directions, which draws the mask again."""
+
+from bp.cuda.device import empty_like
+from bp.cuda.kernel import FLOATS, Source, blocks
+from bp.ops.array import Array
+from bp.ops.dropout import LEVELS, dropped_levels
+
+_dropout = Source("dropout", T=FLOATS).kernel("dropout", flops="n", bytes="2 * n * T", streaming=True)
+
+_WORD = 0xFFFFFFFF
+
+
+def dropout(x: Array, control: Array, call_site: int, first_element: int, rate: float) -> Array:
+    y = empty_like(x)
+    if x.size:
+        dropped = dropped_levels(rate)
+        chunks = (first_element + x.size - 1) // 8 - first_element // 8 + 1
+        scale = LEVELS / (LEVELS - dropped)
+        _dropout(blocks(chunks), x, control, y, x.size, first_element, call_site & _WORD, dropped, scale)
+    return y
+
+
+def dropout_backward(dy: Array, control: Array, call_site: int, first_element: int, rate: float) -> Array:
+    return dropout(dy, control, call_site, first_element, rate)

@@ -1,0 +1,260 @@
+"""Kernels as the operations use them: declared once, specialised by element type, launched with checked arguments.
+
+    source = Source("activation", T=FLOATS)
+    _relu = source.kernel("relu_forward", flops="n", bytes="2 * n * T", streaming=True)
+    ...
+    _relu(blocks(n), x, y, n)
+
+The signature stands in `kernels/activation.cu` and is read from there. T is an axis of the source: the file is compiled
+once for each value, and a call takes the one that its arrays have.
+"""
+
+import ctypes
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bp.cuda import device as devices
+from bp.cuda.files import kernel_folder
+from bp.cuda.signature import Parameter, Signature, signatures
+from bp.errors import ConfigurationError, DtypeError, ShapeError
+
+FLOATS = ("float", "float16", "bfloat16")
+
+# C type -> name of the dtype of an array of such, bytes, and how a value of that type is passed.
+C_TYPES: dict[str, tuple[str, int, Any]] = {
+    "float": ("float32", 4, ctypes.c_float),
+    "double": ("float64", 8, ctypes.c_double),
+    "float16": ("float16", 2, None),
+    "bfloat16": ("bfloat16", 2, None),
+    "int8": ("int8", 1, ctypes.c_int8),
+    "uint8": ("uint8", 1, ctypes.c_uint8),
+    "uint16": ("uint16", 2, ctypes.c_uint16),
+    "int16": ("int16", 2, ctypes.c_int16),
+    "int": ("int32", 4, ctypes.c_int),
+    "uint32": ("uint32", 4, ctypes.c_uint32),
+    "int64": ("int64", 8, ctypes.c_int64),
+    "uint64": ("uint64", 8, ctypes.c_uint64),
+    "bool": ("bool", 1, ctypes.c_bool),
+}
+C_NAMES = {dtype: name for name, (dtype, _, _) in C_TYPES.items()}
+
+THREADS = 256  # of the elementwise kernels
+_MAX_BLOCKS = 8192  # of a grid-stride loop: enough to fill any GPU many times over
+
+SOURCES: dict[str, "Source"] = {}
+
+Defines = tuple[tuple[str, str], ...]
+
+
+def blocks(work_items: int, threads: int = THREADS) -> int:
+    """Blocks of a grid-stride loop over so many items; 0 where there is nothing to do, and then nothing is launched."""
+    return min(-(-work_items // threads), _MAX_BLOCKS)
+
+
+class Source:
+    """A file of `kernels/` and its axes: what it is specialised by at compile time.
+
+    name: of the file, without `.cu`. axes: the C types or numbers that each macro may be (`T=FLOATS`); the file is
+    compiled for each combination. least: the least compute capability, as 75 or 80, of all its kernels. folder: where a
+    file lies that is none of bp's.
+    """
+
+    def __init__(self, name: str, *, least: int = 75, folder: Path | None = None, **axes: tuple[str, ...]) -> None:
+        self.name = name
+        self.least = least
+        self.folder = folder
+        self.axes = axes
+        self.kernels: dict[str, Kernel] = {}
+        if folder is None:
+            SOURCES[name] = self
+
+    @property
+    def path(self) -> Path:
+        """Of the file."""
+        return (self.folder or kernel_folder()) / f"{self.name}.cu"
+
+    def units(self) -> Iterator[dict[str, str]]:
+        """The macros of each compilation."""
+        for values in itertools.product(*self.axes.values()):
+            yield dict(zip(self.axes, values, strict=True))
+
+    def kernel(
+        self,
+        name: str,
+        *,
+        flops: str,
+        bytes: str,
+        streaming: bool = False,
+        shared: str = "0",
+        waiver: str = "",
+    ) -> "Kernel":
+        """Declare the kernel `name` of the file.
+
+        flops, bytes: what a launch computes and moves at least, as expressions over the names of its scalar parameters,
+        in which T and the other axes stand for the bytes of an element. shared: dynamic shared memory in bytes,
+        likewise. streaming: it reads and writes large arrays once, so its machine code has to move 16 bytes at a time.
+        waiver: why the compile gate lets it keep a stack frame or spills.
+        """
+        kernel = Kernel(self, name, flops, bytes, streaming, shared, waiver)
+        self.kernels[name] = kernel
+        return kernel
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A source compiled for one set of macros."""
+
+    source: Source
+    defines: Defines
+
+    def __str__(self) -> str:
+        return (
+            f"{self.source.name}[{', '.join(value for _, value in self.defines)}]"
+            if self.defines
+            else (self.source.name)
+        )
+
+
+@dataclass(eq=False)
+class Kernel:
+    """A declared kernel; calling it launches it on the device of its arrays."""
+
+    source: Source
+    name: str
+    flops: str
+    bytes: str
+    streaming: bool
+    shared: str
+    waiver: str
+    _plans: dict[Any, "Variant"] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def signature(self) -> Signature:
+        """As the file states it; raises ConfigurationError where the file has no such kernel."""
+        known = signatures(self.source.path)
+        if self.name not in known:
+            raise ConfigurationError(f"{self.source.path.name} has no kernel {self.name}; it has {', '.join(known)}")
+        return known[self.name]
+
+    def __call__(self, grid: int | tuple[int, ...], *arguments: Any, **axes: Any) -> None:
+        """Launch on `grid` blocks with the arguments of the signature, in its order.
+
+        Arrays go to pointers (None is a null pointer), numbers to scalars, each cast to its declared C type. axes:
+        values of the axes that no array tells, such as a tile size. An empty grid launches nothing.
+        Raises DtypeError or ShapeError for an array of another dtype or device, or not C-contiguous; TypeError for
+        another number of arguments.
+        """
+        if not (grid if isinstance(grid, int) else math.prod(grid)):
+            return
+        key = (*(type(a) if not hasattr(a, "dtype") else (type(a), a.dtype) for a in arguments), *axes.items())
+        variant = self._plans.get(key)
+        if variant is None:
+            variant = self._plans[key] = self._resolve(arguments, axes)
+        variant.device.launch(variant, grid, variant.pack(arguments))
+
+    def _resolve(self, arguments: tuple[Any, ...], axes: dict[str, str]) -> "Variant":
+        """Check the types of the arguments, once for each combination of them, and choose the unit."""
+        parameters = self.signature.parameters
+        if len(arguments) != len(parameters):
+            expected = ", ".join(p.name for p in parameters)
+            raise TypeError(
+                f"kernel {self.name} expected {len(parameters)} arguments ({expected}), got {len(arguments)}"
+            )
+        first: Any = next((a for p, a in zip(parameters, arguments, strict=True) if p.pointer and a is not None), None)
+        device = devices.device_of(first)
+        values = {axis: str(value) for axis, value in axes.items()}
+        argument: Any
+        for parameter, argument in zip(parameters, arguments, strict=True):
+            if not parameter.pointer or argument is None:
+                continue
+            given_type = type(argument)
+            if given_type is not device.array_type:
+                raise DtypeError(
+                    f"kernel {self.name} expected {parameter.name} on device '{device.name}' like its first array, got "
+                    f"a {given_type.__module__}.{given_type.__name__}; device.from_host(array) brings it there"
+                )
+            given: str = C_NAMES.get(argument.dtype.name, argument.dtype.name)
+            if parameter.type == "void":  # a kernel that moves bytes takes any dtype
+                continue
+            if parameter.type in self.source.axes and parameter.type not in values:
+                values[parameter.type] = given
+            expected = values.get(parameter.type, parameter.type)
+            if given != expected:
+                raise DtypeError(
+                    f"kernel {self.name} expected {parameter.name} of {expected} elements, got {argument.dtype}"
+                )
+        for axis, known in self.source.axes.items():
+            if axis not in values and len(known) == 1:
+                values[axis] = known[0]
+            if values.get(axis) not in known:
+                raise DtypeError(
+                    f"kernel {self.name} is compiled for {axis} of {', '.join(known)}, got {values.get(axis, 'none')}"
+                )
+        defines = tuple((axis, values[axis]) for axis in self.source.axes)
+        return Variant(self, Unit(self.source, defines), device)
+
+
+@dataclass(eq=False)
+class Variant:
+    """A kernel in one unit on one device, ready to launch."""
+
+    kernel: Kernel
+    unit: Unit
+    device: "devices.CudaDevice"
+    function: Any = None  # what the device launches, once it is compiled and loaded
+
+    def __post_init__(self) -> None:
+        signature = self.kernel.signature
+        self.parameters: tuple[Parameter, ...] = signature.parameters
+        defines = dict(self.unit.defines)
+        self.threads = int(defines.get(signature.threads, signature.threads))
+        self.types: list[Any] = [
+            ctypes.c_void_p if p.pointer else C_TYPES[defines.get(p.type, p.type)][2] for p in self.parameters
+        ]
+        self._is_pointer = [p.pointer for p in self.parameters]
+        self._is_integer = [
+            not p.pointer and t not in (ctypes.c_float, ctypes.c_double)
+            for p, t in zip(self.parameters, self.types, strict=True)
+        ]
+        self._formulas = tuple(
+            compile(text, self.kernel.name, "eval")
+            for text in (self.kernel.flops, self.kernel.bytes, self.kernel.shared)
+        )
+        self._sizes = {axis: C_TYPES[v][1] if v in C_TYPES else int(v) for axis, v in self.unit.defines}
+        self._pointer_of = self.device.pointer
+
+    def __str__(self) -> str:
+        return f"{self.kernel.name}[{', '.join(value for _, value in self.unit.defines)}]"
+
+    def pack(self, arguments: tuple[Any, ...]) -> tuple[int | float, ...]:
+        """The values to pass: addresses of arrays, and numbers as they are."""
+        return tuple(map(self._value, self._is_pointer, self._is_integer, arguments))
+
+    def _value(self, is_pointer: bool, is_integer: bool, argument: Any) -> int | float:
+        if is_pointer:
+            if argument is None:
+                return 0
+            if not argument.flags.c_contiguous:
+                raise ShapeError(
+                    f"kernel {self.kernel.name} expected C-contiguous arrays, got one of shape {argument.shape} with "
+                    f"strides {argument.strides}"
+                )
+            return self._pointer_of(argument)
+        return int(argument) if is_integer else float(argument)
+
+    def cost(self, values: tuple[int | float, ...]) -> tuple[float, float]:
+        """(FLOPs, bytes) of a launch with these values, by the declared formulas."""
+        return self._evaluate(0, values), self._evaluate(1, values)
+
+    def shared_bytes(self, values: tuple[int | float, ...]) -> int:
+        """Dynamic shared memory of a launch with these values."""
+        return 0 if self.kernel.shared == "0" else int(self._evaluate(2, values))
+
+    def _evaluate(self, which: int, values: tuple[int | float, ...]) -> float:
+        names: dict[str, Any] = {p.name: v for p, v in zip(self.parameters, values, strict=True)}
+        return float(eval(self._formulas[which], {"__builtins__": {}, "min": min, "max": max}, names | self._sizes))

@@ -1,0 +1,73 @@
+"""What the tests of matrix products and of convolutions share: exact numbers, a forced rung, tf32, huge arrays."""
+
+import functools
+import math
+
+import numpy as np
+import pytest
+from table import KERNEL_DEVICE
+
+from bp.cuda import choice, kernel
+from bp.ops.device import find_device
+
+
+def integers(*shape, most=3, seed=0):
+    """Numbers so small that every sum of their products is exact in float32."""
+    return np.random.default_rng(seed).integers(-most, most + 1, shape).astype(np.float32)
+
+
+def ternary(*shape, seed=0):
+    """-1, 0 and 1: sums of up to 256 of their products are exact in bfloat16."""
+    return integers(*shape, most=1, seed=seed)
+
+
+def launches(work):
+    """(the names of the kernels that `work()` launches on the emulator, the launches)."""
+    with find_device(KERNEL_DEVICE).recording() as ledger:
+        work()
+    return [launch.variant.kernel.name for launch in ledger.launches], ledger.launches
+
+
+def in_tf32(x):
+    """To the nearest with 10 bits of mantissa, ties away from zero."""
+    mantissa, exponent = np.frexp(x.astype(np.float64))
+    scaled = mantissa * 2.0**11
+    return np.copysign(np.floor(np.abs(scaled) + 0.5), scaled) * 2.0 ** (exponent - 11)
+
+
+@pytest.fixture
+def force(monkeypatch):
+    """force("linear", "naive") makes that the rung of all products of the family."""
+
+    def set_rung(family, rung):
+        monkeypatch.setenv(f"BP_{family.upper()}", rung)
+        choice._forced.cache_clear()
+
+    yield set_rung
+    monkeypatch.undo()
+    choice._forced.cache_clear()
+
+
+@pytest.fixture
+def tf32(monkeypatch):
+    """Products of float32 arrays on the emulator round their factors."""
+    monkeypatch.setattr(find_device(KERNEL_DEVICE), "tf32", True)
+
+
+@pytest.fixture
+def huge(monkeypatch):
+    """huge(*shape): float32 zeros that take memory only where they are touched; of each launch the last block runs."""
+    if KERNEL_DEVICE != "emulator":
+        pytest.skip("memory that is only partly there is the emulator's")
+    engine = pytest.importorskip("bp.cuda.emulator.engine")
+    device = find_device("emulator")
+    launch = engine.launch
+
+    def last_block(function, name, values, grid, *arguments, **settings):
+        last = math.prod(grid) - 1
+        launch(function, name, values, grid, *arguments, first_block=last, block_count=1, **settings)
+
+    monkeypatch.setattr(kernel, "_MAX_BLOCKS", 2**31 - 1)  # so that the last block has the last elements, and no others
+    monkeypatch.setattr(engine, "launch", last_block)
+    monkeypatch.setattr(engine, "allocate", functools.partial(engine.allocate, sparse=True))
+    return lambda *shape: device.allocate(shape, "float32")

@@ -1,0 +1,380 @@
+"""Matrix products of the CUDA kernels: every tile edge, exactly; cuts, NaN, tf32, the choice of a rung."""
+
+import numpy as np
+import pytest
+from emulated import DTYPES, Offset, Wide, compare, on_device, to_device, to_host
+from products import in_tf32, integers, launches, ternary
+from table import assert_close, emulating
+
+import bp.cuda.linear as cuda
+import bp.ops.linear as ops
+from bp.checking import tolerance
+from bp.cuda import choice
+from bp.errors import ConfigurationError, DtypeError, ShapeError
+from bp.ops.array import known_dtype
+
+inf, nan = np.inf, np.nan
+WAYS = {"nt": (False, True), "nn": (False, False), "tn": (True, False)}
+
+# Around the edges of a tile of 64 x 64, of a slice of 16 or 32, of a vector of 4 or 8, and one.
+SIZES = [
+    (1, 1, 1),
+    (1, 5, 7),
+    (3, 1, 16),
+    (63, 65, 15),
+    (64, 64, 16),
+    (65, 8, 17),
+    (8, 129, 33),
+    (130, 4, 40),
+]
+
+
+def factors(way, m, n, k, make=integers):
+    """(a, b, the two as they are multiplied)."""
+    transpose_a, transpose_b = WAYS[way]
+    a, b = make(m, k), make(k, n, seed=1)
+    return np.ascontiguousarray(a.T) if transpose_a else a, np.ascontiguousarray(b.T) if transpose_b else b, a, b
+
+
+def gemm(way, a, b, c, **settings):
+    transpose_a, transpose_b = WAYS[way]
+    cuda.gemm(a, b, c, transpose_a=transpose_a, transpose_b=transpose_b, **settings)
+
+
+# Exact products ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("rung", ["naive", "tiled"])
+def test_products_of_integers_are_exact(rung, way, dtype, force):
+    force("linear", rung)
+    for m, n, k in SIZES:
+        a, b, left, right = factors(way, m, n, k)
+        c = to_device(np.full((m, n), nan), "float32")
+        with emulating(detector=rung == "tiled", seed=k):
+            gemm(way, to_device(a, dtype), to_device(b, dtype), c)
+        np.testing.assert_array_equal(to_host(c), left @ right, err_msg=f"{m} x {n} x {k}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_results_in_the_dtype_of_the_factors(way, dtype, accumulate):
+    m, n, k = 65, 33, 40
+    a, b, left, right = factors(way, m, n, k, ternary)
+    before = integers(m, n, seed=2)
+    c = to_device(before, dtype)
+    gemm(way, to_device(a, dtype), to_device(b, dtype), c, accumulate=accumulate)
+    assert c.dtype.name == dtype
+    np.testing.assert_array_equal(to_host(c).astype(np.float32), left @ right + accumulate * before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("way", WAYS)
+def test_any_alignment(way, dtype):
+    """Rows of whole vectors that begin anywhere; the elements around C stay as they are."""
+    m, n, k = 72, 40, 48
+    a, b, left, right = factors(way, m, n, k)
+    for shift in (1, 4):
+        around = to_device(np.full(m * n + 2 * shift, 7.0), "float32")
+        c = around[shift : shift + m * n].reshape(m, n)
+        gemm(way, on_device(Offset(a, shift), dtype), on_device(Offset(b, shift), dtype), c)
+        np.testing.assert_array_equal(to_host(c), left @ right)
+        host = to_host(around)
+        assert (host[:shift] == 7).all() and (host[-shift:] == 7).all()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_hot_factors_pick_elements(way):
+    """Each element of B alone: nothing is read from another place, and nothing is rounded."""
+    m, n, k = 70, 66, 34
+    b = np.random.default_rng(0).standard_normal((k, n)).astype(np.float32)
+    chosen = np.random.default_rng(1).integers(0, k, m)
+    a = np.eye(k, dtype=np.float32)[chosen]
+    transpose_a, transpose_b = WAYS[way]
+    c = to_device(np.zeros((m, n)), "float32")
+    gemm(way, to_device(a.T if transpose_a else a), to_device(b.T if transpose_b else b), c)
+    np.testing.assert_array_equal(to_host(c), b[chosen])
+
+
+# Cuts of the depth ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 3, 256), (3, 2, 301), (66, 5, 700), (2, 70, 1290)])
+def test_a_cut_depth(m, n, k, way, dtype, accumulate):
+    a, b, left, right = factors(way, m, n, k, ternary)
+    bias, before = integers(n, seed=2), integers(m, n, seed=3)
+    c = to_device(before, "float32")
+    given = to_device(a, dtype), to_device(b, dtype)
+    with emulating(detector=True, seed=0):
+        names, found = launches(
+            lambda: gemm(way, *given, c, accumulate=accumulate, bias=to_device(bias, dtype), activation="relu")
+        )
+    assert names == [f"gemm_{way}", "add_parts"] and found[0].grid[1] > 1
+    np.testing.assert_array_equal(to_host(c), np.maximum(left @ right + bias, 0) + accumulate * before)
+    narrow = to_device(np.zeros((m, n)), dtype)
+    gemm(way, *given, narrow)
+    np.testing.assert_array_equal(to_host(narrow), (left @ right).astype(known_dtype(dtype)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("rows", [5, 100, 256, 1000])
+@pytest.mark.parametrize(("out", "inside"), [(3, 2), (65, 70)])
+def test_the_bias_gradient_comes_with_the_weight_gradient(out, inside, rows, accumulate, dtype):
+    dy, x = integers(rows, out), integers(rows, inside, seed=1)
+    arguments = [to_device(dy, dtype), to_device(x, dtype)]
+    before = integers(out, inside, seed=2), integers(out, seed=3)
+    dweight, dbias = (to_device(b, "float32") for b in before)
+    with emulating(detector=True, seed=0):
+        names, _ = launches(lambda: ops.linear_backward_parameters(*arguments, dweight, dbias, accumulate))
+    assert names == (["gemm_tn"] if rows < 256 else ["gemm_tn", "add_parts"])
+    np.testing.assert_array_equal(to_host(dweight), dy.T @ x + accumulate * before[0])
+    np.testing.assert_array_equal(to_host(dbias), dy.sum(0) + accumulate * before[1])
+
+
+def test_cuts_depend_on_the_shape_alone_and_leave_nothing_out():
+    for blocks in (1, 2, 7, 131, 132, 264, 1000):
+        for depth in (0, 1, 127, 128, 255, 256, 257, 1000, 4097, 10**6, 10**9):
+            for longest in (None, 8192):
+                parts, part = choice.cut(blocks, depth, longest)
+                assert parts * part >= depth and (parts - 1) * part < max(depth, 1)
+                assert parts == 1 or part % 32 == 0
+                assert longest is None or part <= longest + 32
+
+
+@pytest.mark.parametrize(("rows", "features"), [(70_000, 2), (9_000, 65)])
+def test_a_long_sum_of_equal_terms_keeps_its_digits(rows, features):
+    """Where each addition rounds the same way, the error grows with the length of a run and not with its root."""
+    dy, x = np.full((rows, features), 0.1), np.full((rows, 2), 1.7)
+    compare(
+        ops.linear_backward_parameters,
+        *(dy, x, Wide(np.zeros((features, 2))), Wide(np.zeros(features)), False),
+        length=rows,
+    )
+
+
+def test_a_long_depth_that_is_not_cut_keeps_its_digits(monkeypatch):
+    monkeypatch.setattr(choice, "_ENOUGH_BLOCKS", 1)
+    depth = 20_000
+    names, _ = launches(lambda: compare(ops.linear, np.full((2, depth), 1.15), np.ones((3, depth)), None, length=depth))
+    assert names == ["gemm_nt"]
+
+
+# Bias, activation, accumulation -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", cuda.ACTIVATIONS)
+@pytest.mark.parametrize(("rows", "inside", "out"), [(7, 3, 5), (9, 40, 70), (2, 300, 3)])
+def test_linear_with_an_activation(rows, inside, out, activation, dtype):
+    """In each rung, and where add_parts has the epilogue."""
+    generator = np.random.default_rng(0)
+    x, weight, bias = (generator.standard_normal(s) for s in ((rows, 1, inside), (out, inside), (out,)))
+    given = [to_device(array, dtype) for array in (x, weight, bias)]
+    y, before = cuda.linear_activation(*given, activation, keep=True)
+    x, weight, bias = (to_host(array).astype(np.float64) for array in given)
+    linear = x @ weight.T + bias
+    curve = {
+        "none": lambda z: z,
+        "relu": lambda z: np.maximum(z, 0),
+        "gelu_tanh": lambda z: z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))) / 2,
+        "silu": lambda z: z / (1 + np.exp(-z)),
+    }[activation]
+    relative = tolerance("float32", inside) + (tolerance(dtype) if dtype != "float32" else 0)
+    assert_close(to_host(before), linear, relative, "before the activation")
+    assert_close(to_host(y), curve(linear), relative, activation)
+    alone, nothing = cuda.linear_activation(*given, activation)
+    assert nothing is None
+    np.testing.assert_array_equal(to_host(alone), to_host(y))
+
+
+@pytest.mark.parametrize("rung", ["naive", "tiled"])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_bias_activation_and_accumulation_together(rung, accumulate, force):
+    """C += f(A B + bias): the bias of the column, then f, then what was there."""
+    force("linear", rung)
+    a, b, bias, before = integers(67, 9), integers(9, 66, seed=1), integers(66, seed=2), integers(67, 66, seed=3)
+    c, linear = to_device(before), to_device(np.zeros((67, 66)), "float32")
+    settings = {"bias": to_device(bias), "activation": "relu", "preactivation": linear}
+    cuda.gemm(to_device(a), to_device(b), c, accumulate=accumulate, **settings)
+    np.testing.assert_array_equal(to_host(linear), a @ b + bias)
+    np.testing.assert_array_equal(to_host(c), np.maximum(a @ b + bias, 0) + accumulate * before)
+
+
+# What is empty, and what is not finite -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("rung", ["naive", "tiled"])
+def test_empty_products(rung, way, accumulate, force):
+    force("linear", rung)
+    for m, n in ((0, 3), (3, 0), (0, 0)):
+        a, b, _, _ = factors(way, m, n, 5)
+        gemm(way, to_device(a), to_device(b), to_device(np.ones((m, n)), "float32"))
+    a, b, _, _ = factors(way, 3, 2, 0)
+    for bias in (None, np.array([5.0, 6.0], np.float32)):
+        c = to_device(np.full((3, 2), 9), "float32")
+        gemm(way, to_device(a), to_device(b), c, bias=None if bias is None else to_device(bias), accumulate=accumulate)
+        np.testing.assert_array_equal(
+            to_host(c), np.broadcast_to((0 if bias is None else bias) + 9 * accumulate, (3, 2))
+        )
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize(("rows", "inside", "out"), [(0, 3, 2), (4, 0, 2), (4, 3, 0)])
+def test_empty_layers(rows, inside, out, accumulate):
+    x, weight, dy = np.ones((rows, inside)), np.ones((out, inside)), np.ones((rows, out))
+    compare(ops.linear, x, weight, np.arange(1.0, out + 1))
+    compare(ops.linear_backward_input, dy, weight)
+    compare(ops.linear_backward_parameters, dy, x, Wide(weight), Wide(np.ones(out)), accumulate)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("bad", [nan, inf, -inf])
+def test_what_is_not_finite_reaches_its_row_and_column_and_nothing_else(way, bad):
+    """In the last row and column, beside the zeros of the tile's padding, and at the end of the depth."""
+    for m, n, k in ((65, 66, 17), (3, 2, 300)):
+        a, b, _, _ = factors(way, m, n, k, lambda *shape, seed=0: np.ones(shape, np.float32))
+        (a.T if WAYS[way][0] else a)[m - 1, k - 1] = bad
+        (b.T if WAYS[way][1] else b)[k - 1, n - 1] = bad
+        expected = np.full((m, n), np.float32(k))
+        expected[m - 1], expected[:, n - 1] = bad, bad
+        expected[m - 1, n - 1] = bad * bad
+        c = to_device(np.zeros((m, n)), "float32")
+        gemm(way, to_device(a), to_device(b), c)
+        np.testing.assert_array_equal(to_host(c), expected)
+
+
+def test_zero_times_infinity_is_nan():
+    c = to_device(np.zeros((1, 1)), "float32")
+    gemm("nt", to_device(np.array([[0.0, 1]], "float32")), to_device(np.array([[inf, 1]], "float32")), c)
+    assert np.isnan(to_host(c)).all()
+
+
+# tf32 -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rung", ["naive", "tiled"])
+@pytest.mark.parametrize("way", WAYS)
+def test_tf32_rounds_the_factors_and_not_the_sums(rung, way, force, tf32):
+    force("linear", rung)
+    generator = np.random.default_rng(0)
+    a, b, left, right = factors(
+        way, 9, 7, 40, lambda *shape, seed=0: generator.standard_normal(shape).astype("float32")
+    )
+    c = to_device(np.zeros((9, 7)), "float32")
+    gemm(way, to_device(a), to_device(b), c)
+    assert_close(to_host(c), in_tf32(left) @ in_tf32(right), tolerance("float32", 40))
+    exact = left.astype(np.float64) @ right.astype(np.float64)
+    assert np.linalg.norm(to_host(c) - exact) > 1e-5 * np.linalg.norm(exact)
+
+
+def test_tf32_leaves_what_it_can_hold_and_what_is_not_finite(tf32):
+    a = np.array([[1 + 2.0**-10, 1 + 2.0**-11, -1 - 2.0**-11, 1 + 2.0**-12, inf, -inf, nan, 0]], np.float32).T
+    c = to_device(np.zeros((8, 1)), "float32")
+    gemm("nn", to_device(a), to_device(np.ones((1, 1), "float32")), c)
+    expected = [1 + 2.0**-10, 1 + 2.0**-10, -1 - 2.0**-10, 1, inf, -inf, nan, 0]
+    np.testing.assert_array_equal(to_host(c)[:, 0], np.array(expected, np.float32))
+
+
+def test_tf32_is_of_float32_products_only(tf32):
+    """Neither 16-bit factors, which it holds, nor the bias gradient, which is no product."""
+    value = np.float32(1 + 2.0**-11)
+    dy, x = np.full((8, 5), value), np.ones((8, 6), np.float32)
+    dweight, dbias = to_device(np.zeros((5, 6)), "float32"), to_device(np.zeros(5), "float32")
+    names, _ = launches(lambda: ops.linear_backward_parameters(to_device(dy), to_device(x), dweight, dbias, False))
+    assert names[0] == "gemm_tn" and "sum_columns" in names
+    np.testing.assert_array_equal(to_host(dbias), np.full(5, 8 * value))
+    np.testing.assert_array_equal(to_host(dweight), np.full((5, 6), 8 * (1 + np.float32(2.0**-10))))
+    compare(ops.linear, np.full((2, 3), 1 + 2.0**-10), np.full((4, 3), 1.0), None, dtype="float16")
+
+
+# The choice of a rung, costs, errors ------------------------------------------------------------------------
+
+
+def test_the_choice_follows_the_table_and_the_environment(monkeypatch):
+    def chosen(k, **environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        choice._forced.cache_clear()
+        return choice.choose("linear", 100, 100, k, "float32", 80)
+
+    assert chosen(1) == "naive" and chosen(100) == "tiled"
+    assert chosen(100, BP_LINEAR="naive") == "naive" and chosen(1, BP_LINEAR="tiled") == "tiled"
+    with pytest.raises(ConfigurationError, match="BP_LINEAR expected one of naive, tiled, got 'cublas'"):
+        chosen(1, BP_LINEAR="cublas")
+    monkeypatch.undo()
+    choice._forced.cache_clear()
+
+
+def test_a_forced_rung_that_cannot_run_here(force, monkeypatch):
+    later = choice.Rung("later", lambda m, n, k: True, dtypes=("float16",), least=90)
+    monkeypatch.setitem(choice.RUNGS, "linear", (later, *choice.RUNGS["linear"]))
+    assert choice.choose("linear", 9, 9, 9, "float16", 90) == "later"
+    assert choice.choose("linear", 9, 9, 9, "float32", 90) == "tiled"
+    assert choice.choose("linear", 9, 9, 9, "float16", 80) == "tiled"
+    force("linear", "later")
+    with pytest.raises(
+        ConfigurationError, match=r"BP_LINEAR=later computes float16 from .* 9\.0 on, got float16 on 8\.0"
+    ):
+        choice.choose("linear", 9, 9, 9, "float16", 80)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_rungs_agree_to_the_bit_where_sums_are_exact(dtype, force):
+    x, weight, bias = integers(70, 40), integers(66, 40, seed=1), integers(66, seed=2)
+    results = []
+    for rung in ("naive", "tiled"):
+        force("linear", rung)
+        results.append(to_host(ops.linear(*(to_device(a, dtype) for a in (x, weight, bias)))))
+    np.testing.assert_array_equal(*results)
+
+
+def test_what_a_launch_costs():
+    x, weight = to_device(np.zeros((5, 60)), "float16"), to_device(np.zeros((7, 60)), "float16")
+    _, found = launches(lambda: ops.linear(x, weight, None))
+    assert found[0].flops == 2 * 5 * 7 * 60 and found[0].nbytes == 2 * (5 * 60 + 7 * 60 + 5 * 7)
+    dy, dweight = to_device(np.zeros((5, 7)), "float16"), to_device(np.zeros((7, 60)), "float32")
+    _, found = launches(lambda: ops.linear_backward_parameters(dy, x, dweight, None, False))
+    assert found[0].flops == 2 * 5 * 7 * 60 and found[0].nbytes == 2 * (5 * 60 + 5 * 7) + 4 * 7 * 60
+
+
+@pytest.mark.parametrize("rung", ["naive", "tiled"])
+@pytest.mark.parametrize(("rows", "inside", "out"), [(2**26 + 5, 36, 3), (2**25 + 5, 3, 70)])
+def test_elements_beyond_2_to_the_31(rows, inside, out, rung, force, huge):
+    """The last rows of matrices of more than 2^31 elements, on the way in and on the way out."""
+    force("linear", rung)
+    x, last, weight = huge(rows, inside), ternary(2, inside), ternary(out, inside, seed=1)
+    x[rows - 2 : rows] = last
+    y = ops.linear(x, to_device(weight), None)
+    # The last block computes the last columns of the last rows.
+    np.testing.assert_array_equal(to_host(y[rows - 2 : rows])[:, -3:], (last @ weight.T)[:, -3:])
+
+
+def test_wrong_arguments_of_gemm():
+    def zeros(*shape, dtype="float32"):
+        return to_device(np.zeros(shape), dtype)
+
+    for arguments, settings, error, message in (
+        ((zeros(2, 3), zeros(4, 5), zeros(2, 5)), {}, ShapeError, "one depth, got a of shape"),
+        ((zeros(2, 3), zeros(3, 5), zeros(5, 2)), {}, ShapeError, r"c of shape \(2, 5\), got \(5, 2\)"),
+        ((zeros(2, 3), zeros(3, 5), zeros(2, 5)), {"bias": zeros(2)}, ShapeError, r"bias of shape \(5,\)"),
+        ((zeros(6), zeros(3, 5), zeros(2, 5)), {}, ShapeError, "expected matrices"),
+        ((zeros(2, 3), zeros(3, 5), zeros(2, 5)), {"activation": "mish"}, ConfigurationError, "got 'mish'"),
+        (
+            (zeros(3, 2), zeros(5, 3), zeros(2, 5)),
+            {"transpose_a": True, "transpose_b": True},
+            ConfigurationError,
+            "one",
+        ),
+        ((zeros(2, 3), zeros(3, 5), zeros(2, 5, dtype="float16")), {}, DtypeError, "c of dtype float32 or float32"),
+        ((zeros(2, 3), zeros(3, 5, dtype="float16"), zeros(2, 5)), {}, DtypeError, "expected b of float elements"),
+    ):
+        with pytest.raises(error, match=message):
+            cuda.gemm(*arguments, **settings)
