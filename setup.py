@@ -1,4 +1,4 @@
-"""Builds the optional C++ extension of the CPU device from csrc/native; everything else stands in pyproject.toml.
+"""Builds the optional C++ extension of the CPU device from csrc/native, and says where the packages lie.
 
 Without a C++ compiler the installation goes through and bp runs on NumPy alone (`bp doctor` says which it is).
 """
@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
-from setuptools import setup
+from setuptools import find_packages, setup
 
 # The target of every distribution's wheel is a plain x86-64 or arm64; faster instruction sets are chosen at run time.
 COMPILE = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"] if sys.platform != "win32" else ["/O2"]
@@ -42,5 +42,13 @@ native = Pybind11Extension(
 )
 native.optional = True  # a failed compilation is reported and skipped
 
+# What is compiled at run time travels as data: the CUDA kernels, and the emulator that runs them on a CPU.
+DATA = {"bp.kernels": "kernels", "bp.kernels.include": "kernels/include", "bp.emulator_source": "csrc/emulator"}
+
 ParallelCompile("BP_BUILD_JOBS", default=0).install()
-setup(ext_modules=[native], cmdclass={"build_ext": build_ext})
+setup(
+    packages=[*find_packages(include=["bp", "bp.*"]), *DATA],
+    package_dir=DATA,
+    ext_modules=[native],
+    cmdclass={"build_ext": build_ext},
+)

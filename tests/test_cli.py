@@ -223,7 +223,7 @@ BAD = [
         "--trainer.max_epochs: Expected",
     ),
     (["train", "--trainer.precision", "fp16"], "precision 'fp16' is not available on device 'cpu'"),
-    (["train", "--device", "cuda"], "device 'cuda' is not one that bp has"),
+    (["train", "--device", "tpu"], "device 'tpu' is not one that bp has"),
     (["train", "--optimizer.name", "sgd", "--optimizer.betas", "[0.9,0.99]"], "the optimizer 'sgd' takes lr, momentum"),
     (["train", "--optimizer.lr", "-1"], "AdamW expected a finite lr >= 0, got -1.0"),
     (["train", "--optimizer.betas", "[0.9,1.5]"], "AdamW expected betas[1] in [0, 1), got 1.5"),

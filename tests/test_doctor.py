@@ -6,28 +6,31 @@ import pytest
 
 from bp import doctor
 from bp.cli import main
+from bp.cuda import driver, requirements
 
 
 def test_it_runs_here_and_says_which_device_is_used(capsys):
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
-    for what in ("Python", "NumPy", "native kernels", "threads", "NVIDIA driver", "GPU", "CuPy", "NVRTC", "matplotlib"):
+    expected = ["Python", "NumPy", "threads", "emulator", "GPU", "CuPy", "NVRTC", "matplotlib"]
+    for what in (*expected, "native kernels", "NVIDIA driver"):
         assert what in out
-    assert 'device "auto"' in out and "cpu:" in out
+    assert 'device "auto"   cpu' in out or 'device "auto"   cuda' in out
 
 
 def test_without_a_driver(monkeypatch):
-    monkeypatch.setattr(doctor, "DRIVER_LIBRARY", "libno_such_driver.so")
-    cuda, gpus, finding = doctor.find_driver()
-    assert (cuda, gpus, finding.state) == (None, [], doctor.MISSING)
-    assert "install its driver" in finding.remedy
+    monkeypatch.setattr(driver, "LIBRARY", "libno_such_driver.so")
+    found = driver.find_driver()
+    assert (found.version, found.gpus) == (None, ())
+    finding = doctor.driver(found)
+    assert finding.state == doctor.MISSING and "install its driver" in finding.remedy
 
 
-class Driver:
+class Library:
     """What the driver's library answers, in place of the library."""
 
-    def __init__(self, status=0, version=12080, names=("NVIDIA H200",)):
-        self.status, self.version, self.names = status, version, names
+    def __init__(self, status=0, version=12080, names=("NVIDIA H200",), capability=(9, 0)):
+        self.status, self.version, self.names, self.capability = status, version, names, capability
 
     def cuInit(self, flags):
         return self.status
@@ -49,7 +52,7 @@ class Driver:
         return put(out, 141 * 2**30)
 
     def cuDeviceGetAttribute(self, out, attribute, device):
-        return put(out, {75: 9, 76: 0}[attribute])
+        return put(out, self.capability[attribute - 75])
 
 
 def put(out, value):
@@ -59,22 +62,27 @@ def put(out, value):
 
 
 def test_with_a_gpu(monkeypatch):
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
-    cuda, gpus, finding = doctor.find_driver()
-    assert (cuda, finding.state, finding.found) == (12, doctor.OK, "for CUDA up to 12.8")
-    (gpu,) = doctor.graphics(gpus, finding)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
+    found = driver.find_driver()
+    finding = doctor.driver(found)
+    assert (found.version, finding.state, finding.found) == ((12, 8), doctor.OK, "for CUDA up to 12.8")
+    (gpu,) = doctor.graphics(found)
     assert gpu.found == "NVIDIA H200, compute capability 9.0, 141 GiB"
-    assert "no CUDA kernels yet" in doctor.device(gpus).found
+
+
+def test_with_a_gpu_that_the_kernels_are_not_for(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library(names=("Tesla P100",), capability=(6, 0)))
+    (gpu,) = doctor.graphics(driver.find_driver())
+    assert gpu.state == doctor.MISSING and gpu.found.startswith("Tesla P100 has compute capability 6.0, the kernels")
 
 
 def test_a_driver_that_finds_no_gpu(monkeypatch):
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(status=100))
-    cuda, gpus, finding = doctor.find_driver()
-    assert (cuda, gpus, finding.state) == (None, [], doctor.MISSING)
-    assert "CUDA error 100" in finding.found
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(names=()))
-    _, gpus, finding = doctor.find_driver()
-    (gpu,) = doctor.graphics(gpus, finding)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library(status=100))
+    found = driver.find_driver()
+    assert (found.version, found.gpus) == (None, ())
+    assert "CUDA error 100" in doctor.driver(found).found
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library(names=()))
+    (gpu,) = doctor.graphics(driver.find_driver())
     assert gpu.state == doctor.MISSING and "lists none" in gpu.found
 
 
@@ -123,3 +131,25 @@ def test_native_kernels_missing_or_switched_off(monkeypatch):
     assert "C++ compiler" in doctor.native().remedy
     monkeypatch.setenv("BP_NATIVE", "0")
     assert doctor.native().state == doctor.NOTE and "switched off" in doctor.native().found
+
+
+@pytest.mark.parametrize(
+    ("library", "wheels", "text"),
+    [
+        (Library(status=100), {}, "finds no usable GPU (CUDA error 100): check with nvidia-smi"),
+        (Library(names=()), {}, "the driver lists no GPU: check with nvidia-smi"),
+        (Library(), {}, "CuPy is not installed: pip install cupy-cuda12x"),
+        (Library(version=13000), {}, "CuPy is not installed: pip install cupy-cuda13x"),
+        (Library(), {"cupy-cuda12x": "14", "cupy-cuda13x": "14"}, "overwrite each other's files: pip uninstall -y"),
+        (
+            Library(capability=(6, 1)),
+            {"cupy-cuda12x": "14"},
+            "capability 6.1, the kernels need 7.5: use device",
+        ),
+    ],
+)
+def test_what_keeps_a_machine_from_using_its_gpu_is_told_in_one_line(monkeypatch, library, wheels, text):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(requirements, "cupy_wheels", lambda: wheels)
+    found = requirements.problem()
+    assert text in str(found) and "\n" not in str(found)

@@ -16,6 +16,8 @@ COMMANDS = {
     "predict": ("bp.cli.predict", "apply a trained model to an array of samples"),
     "check": ("bp.cli.check", "compare a model's backward passes with central differences"),
     "recipes": ("bp.cli.recipes", "list the built-in recipes"),
+    "kernels": ("bp.cli.kernels", "list the CUDA kernels, or compile them for any GPU, with or without one"),
+    "warmup": ("bp.cli.warmup", "compile the CUDA kernels that a recipe needs"),
     "doctor": ("bp.cli.doctor", "say what this machine has, and what to install"),
 }
 

@@ -14,6 +14,7 @@ from bp.data import Dataset, Loader, Splits
 from bp.layers import Sequential
 from bp.metrics import Accuracy, R2Score
 from bp.ops.array import Shape
+from bp.ops.device import Device
 from bp.trainer import Trainer
 
 EVALUATION_BATCH = 256  # samples; larger batches are no faster and take more memory
@@ -41,8 +42,17 @@ class Session:
         return sum(parameter.size for _, parameter in self.model.named_parameters())
 
 
-def make_session(config: Config, *, output_dir: Path | None = None, callbacks: Iterable[Callback] = ()) -> Session:
-    """Read the data and build everything; writes nothing. Raises BPError where the parts do not fit each other."""
+def make_session(
+    config: Config,
+    *,
+    output_dir: Path | None = None,
+    callbacks: Iterable[Callback] = (),
+    device: Device | None = None,
+) -> Session:
+    """Read the data and build everything; writes nothing. Raises BPError where the parts do not fit each other.
+
+    device: in place of the one that the configuration names.
+    """
     splits = bp.data.load(config.data.name, config.data.root)
     transform = splits.train_transform if config.data.augment else splits.eval_transform
     train = Loader(
@@ -69,7 +79,8 @@ def make_session(config: Config, *, output_dir: Path | None = None, callbacks: I
         config.make("optimizer"),
         config.make("schedule"),
         precision=settings.precision,
-        device=config.device,
+        cuda_graph=settings.cuda_graph,
+        device=config.device if device is None else device,
         seed=settings.seed,
         accumulate_grad_batches=settings.accumulate_grad_batches,
         max_grad_norm=settings.max_grad_norm,

@@ -81,7 +81,7 @@ def summarize(session: Session, seconds: float, samples: int) -> dict[str, Any]:
         "data": session.config.data.name,
         "model": session.config.model.name,
         "device": trainer.device.name,
-        "precision": _precision(trainer),
+        "precision": trainer.precision,
         "parameters": session.parameters,
         "steps": trainer.state.step,
         "epochs": trainer.state.epoch + trainer.state.batch / len(session.train),
@@ -106,8 +106,8 @@ def report(session: Session, folder: Path, resume: str | None) -> None:
     batches = f"{len(session.train)} batches of {config.data.batch_size}"
     rows = {
         "recipe": config.name,
-        "device": f"{trainer.device.name}, {_device_note()}",
-        "precision": _precision(trainer),
+        "device": f"{trainer.device.name}, {_device_note(trainer)}",
+        "precision": trainer.precision,
         "data": f"{splits.name}: {len(splits.train):,} train, {len(splits.valid):,} valid, {len(splits.test):,} test; "
         f"samples of shape {session.sample_shape}, {kind}",
         "model": f"{config.model.name}, {session.parameters:,} parameters",
@@ -166,11 +166,10 @@ def _give_up(made: list[Path]) -> None:
         path.rmdir()
 
 
-def _precision(trainer: Trainer) -> str:
-    return {"float32": "fp32", "float64": "fp64"}[str(trainer.dtype)]
-
-
-def _device_note() -> str:
+def _device_note(trainer: Trainer) -> str:
+    capability = getattr(trainer.device, "capability", None)  # the CPU has none
+    if capability is not None:
+        return f"compute capability {capability // 10}.{capability % 10}"
     from bp.cpu.native import kernels
 
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
