@@ -49,9 +49,10 @@ def force(monkeypatch):
 
 
 @pytest.fixture
-def tf32(monkeypatch):
+def tf32():
     """Products of float32 arrays on the emulator round their factors."""
-    monkeypatch.setattr(find_device(KERNEL_DEVICE), "tf32", True)
+    with find_device(KERNEL_DEVICE).running("tf32"):
+        yield
 
 
 @pytest.fixture

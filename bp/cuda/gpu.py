@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -235,6 +236,8 @@ class Staging(Place):
         self._copies = cupy.cuda.Stream(non_blocking=True)
         self._whole, self._read = cupy.cuda.Event(disable_timing=True), cupy.cuda.Event(disable_timing=True)
         self._read.record()  # the memory may have been another array's, which kernels on their way still read
+        # The pinned memory goes back to a pool, for the host to write at once: not before it has been read.
+        weakref.finalize(self, self._whole.synchronize).atexit = False
         self._cupy = cupy
 
     def put(self, array: np.ndarray) -> None:

@@ -1,0 +1,31 @@
+"""Compiles every variant for the GPU at hand, or for the emulator, into the disk cache, as many at once as cores."""
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from bp.cuda import nvrtc
+from bp.cuda.catalogue import load
+from bp.cuda.emulator import unit
+from bp.ops.device import find_device
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    device: Any = find_device(parser.parse_args().device)
+    build: Callable[..., Any] = lambda path, defines: unit.compile_unit(path, defines, detector=False)  # noqa: E731
+    if device.name == "cuda":
+        build = lambda path, defines: nvrtc.compile_unit(path, defines, device.architecture)  # noqa: E731
+    units = [(s.path, defines) for s in load() if s.least <= device.capability for defines in s.units()]
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda one: build(*one), units))
+    print(f"{len(units)} units for {device.name} in {time.perf_counter() - begun:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
