@@ -3,10 +3,8 @@
 import math
 import os
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,11 @@ from typing import Any
 import numpy as np
 
 import bp.ops.reduce as reduce
+from bp import resuming
 from bp.callbacks import Callback, Curves, JSONLLog, ModelCheckpoint, Progress, Trigger
-from bp.checkpoint import Snapshot, find_checkpoint, load_model_arrays, model_arrays, read_snapshot, step_folders
+from bp.checkpoint import Snapshot, read_snapshot, step_folders
 from bp.data import ArrayDataset, Loader
-from bp.errors import BPError, CheckpointError, ConfigurationError
+from bp.errors import BPError, ConfigurationError
 from bp.history import History, Record
 from bp.interruption import InterruptedBetweenSteps, deferred_interrupt
 from bp.layers import Context, Layer
@@ -28,6 +27,7 @@ from bp.ops.array import Array, is_floating, known_dtype
 from bp.ops.device import PRECISIONS, Device, StepSettings, find_device, resolve_precision
 from bp.ops.memory import only_caller_holds
 from bp.optimizers import ExponentialMovingAverage, Optimizer
+from bp.resuming import State
 from bp.schedules import Constant, Schedule
 
 Batch = tuple[np.ndarray, np.ndarray]
@@ -36,19 +36,6 @@ Data = Loader | tuple[np.ndarray, np.ndarray]
 
 class DivergedError(BPError, ArithmeticError):
     """The loss is no longer a finite number; training further would change nothing for the better."""
-
-
-@dataclass
-class State:
-    """Where a run is. step: optimizer steps done; epoch: whole epochs done; batch: batches of the running epoch
-    that were used; samples: seen in all; loss_sum, loss_count: of the terms since the last log step."""
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    samples: int = 0
-    loss_sum: float = 0.0
-    loss_count: float = 0.0
 
 
 class Trainer:
@@ -148,9 +135,9 @@ class Trainer:
         self._graph = None if cuda_graph == "off" else self.device.step_graph()
         if cuda_graph == "on" and self._graph is None:
             raise ConfigurationError(f"cuda_graph='on' needs a GPU, got device '{self.device.name}'")
-        self._loss_sum: Array = self.device.zeros((), np.float64)
+        self.loss_sum: Array = self.device.zeros((), np.float64)
         self._clock = (0.0, 0, 0)  # time, step and samples at the last log step
-        self._identity: dict[str, Any] = {}
+        self.identity: dict[str, Any] = {}
         self._output_shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._layers: list[Layer] = []
 
@@ -280,7 +267,7 @@ class Trainer:
             predictions = self.model.forward(x, ctx)
             ctx.predictions_unneeded = only_caller_holds(predictions)
             value = self.loss.forward(predictions, y, ctx)
-            reduce.accumulate(self._loss_sum, value, control)
+            reduce.accumulate(self.loss_sum, value, control)
             self.model.backward_parameters(self.loss.backward(ctx), ctx)
             first_sample += len(x)
         if self.clip_value is not None:
@@ -316,7 +303,7 @@ class Trainer:
         seconds = max(time.perf_counter() - since, 1e-9)
         steps = state.step - first_step
         self._clock = time.perf_counter(), state.step, state.samples
-        self.device.fill(self._loss_sum, 0.0)
+        self.device.fill(self.loss_sum, 0.0)
         state.loss_count = 0.0
         return {
             "step": state.step,
@@ -330,7 +317,7 @@ class Trainer:
 
     def _running_loss(self) -> float:
         """The mean loss per term since the last log step; raises DivergedError where that is not a number."""
-        total, count = float(self.device.to_host(self._loss_sum)), self.state.loss_count
+        total, count = float(self.device.to_host(self.loss_sum)), self.state.loss_count
         if not math.isfinite(total):
             raise DivergedError(
                 f"the loss is {total} at step {self.state.step}: lower the learning rate (now {self.optimizer.lr:g}), "
@@ -410,69 +397,18 @@ class Trainer:
     def snapshot(self) -> Snapshot:
         """All that another Trainer, made alike, needs to go on from here; DivergedError where that is past saving."""
         self._running_loss()
-        taken = self._snapshot()
+        taken = resuming.snapshot(self)
         for name, array in taken.model.items():
             if not np.isfinite(array).all():
                 raise DivergedError(f"'{name}' is not finite at step {self.state.step}: nothing is left to save")
         return taken
-
-    def _snapshot(self) -> Snapshot:
-        """The same, whatever the numbers are."""
-        self.state.loss_sum = float(self.device.to_host(self._loss_sum))
-        state = {
-            "position": asdict(self.state),
-            "identity": self._identity,
-            "schedule": self.schedule.state_dict(),
-            "callbacks": {name: callback.state_dict() for name, callback in self._named_callbacks()},
-            "history": self.history.records,
-        }
-        return Snapshot(
-            model=model_arrays(self.model),
-            optimizer=self.optimizer.state_dict(),
-            average={} if self.average is None else self.average.state_dict(),
-            state=state,
-        )
 
     def restore(self, snapshot: Snapshot, source: str = "checkpoint") -> None:
         """Take over weights, optimizer, schedule, position and history.
 
         Raises CheckpointError where the run was made with other data or settings; then everything is as it was.
         """
-        differing = {k: (snapshot.state["identity"].get(k), v) for k, v in self._identity.items()}
-        differing = {k: pair for k, pair in differing.items() if pair[0] != pair[1]}
-        if differing:
-            told = ", ".join(f"{name} {old} (now {new})" for name, (old, new) in differing.items())
-            raise CheckpointError(f"the run was made with {told}: it cannot go on bit for bit").at(source)
-        before = self._snapshot()
-        try:
-            self._take_over(snapshot, source)
-        except BPError as error:
-            self._take_over(before, source)
-            raise error.at(source) from error.__cause__
-
-    def _take_over(self, snapshot: Snapshot, source: str) -> None:
-        load_model_arrays(self.model, snapshot.model, source)
-        self.optimizer.load_state_dict(snapshot.optimizer)
-        if self.average is not None:
-            self.average.load_state_dict(snapshot.average)
-        self.schedule.load_state_dict(snapshot.state["schedule"])
-        for name, callback in self._named_callbacks():
-            if name in snapshot.state["callbacks"]:
-                callback.load_state_dict(snapshot.state["callbacks"][name])
-        try:
-            self.state = State(**snapshot.state["position"])
-        except TypeError as error:
-            raise CheckpointError(f"expected the position of a run, got {snapshot.state['position']}") from error
-        self.device.fill(self._loss_sum, self.state.loss_sum)
-        self.history.records = list(snapshot.state["history"])
-
-    def _named_callbacks(self) -> Iterator[tuple[str, Callback]]:
-        """Each with a name that is stable across runs: its class, and a number from the second of a class on."""
-        seen: Counter[str] = Counter()
-        for callback in self.callbacks:
-            name = type(callback).__name__
-            seen[name] += 1
-            yield (name if seen[name] == 1 else f"{name}-{seen[name]}"), callback
+        resuming.restore(self, snapshot, source)
 
     def _start(self, train: Loader, resume: str | os.PathLike[str] | None) -> None:
         """Set the position to the beginning, or to where the checkpoint says."""
@@ -480,21 +416,11 @@ class Trainer:
         self.optimizer.arena.consume_gradients()  # of a step that an error cut short
         if self.average is not None and not self.average.updates:
             self.average = ExponentialMovingAverage(self.model, self.average.decay)  # of the weights as they are now
-        self._identity = {
-            "samples": train.num_samples,
-            "batch_size": train.batch_size,
-            "shuffle": train.shuffle,
-            "weighted": train.weighted,
-            "accumulate_grad_batches": self.accumulate_grad_batches,
-            "data_seed": train.seed,
-            "seed": self.seed,
-            "precision": self.precision,
-            "ema_decay": self.ema_decay,
-        }
+        self.identity = resuming.identity(self, train)
         seed = np.array([self.seed & 0xFFFFFFFF, (self.seed >> 32) & 0xFFFFFFFF], np.float64)
         self.device.copy(self.optimizer.control[block.SEED_LOW : block.SEED_HIGH + 1], seed)
         self.schedule.setup(self.total_steps, self.optimizer.base_lr)
-        folder = None if resume is None else self._resume_folder(resume)
+        folder = None if resume is None else resuming.folder_of(resume, self.output_dir)
         if folder is not None:
             self.restore(read_snapshot(folder), str(folder))
         elif self.output_dir is not None and step_folders(self.output_dir / "checkpoints"):
@@ -503,14 +429,7 @@ class Trainer:
             )
         else:
             self.state, self.history = State(), History()
-            self.device.fill(self._loss_sum, 0.0)
-
-    def _resume_folder(self, resume: str | os.PathLike[str]) -> Path | None:
-        if str(resume) != "auto":
-            return find_checkpoint(resume) or Path(resume)
-        if self.output_dir is None:
-            raise ConfigurationError("resume='auto' expected an output_dir to look for a checkpoint in")
-        return find_checkpoint(self.output_dir)
+            self.device.fill(self.loss_sum, 0.0)
 
     @contextmanager
     def _closing_callbacks(self) -> Iterator[None]:

@@ -20,6 +20,7 @@ ORDER = [
     ["losses", "optimizers", "models", "checkpoint", "checking"],
     ["callbacks", "diagnostics", "planning"],
     ["memory_plan"],
+    ["resuming"],
     ["trainer"],
     ["config"],
     [""],  # bp itself: the names that a user sees

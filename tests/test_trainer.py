@@ -370,3 +370,30 @@ def test_labels_outside_the_classes_are_found_before_anything_changes():
     with pytest.raises(bp.errors.DataError, match=r"labels in 0\.\.2.*got 3 at index \(7,\)"):
         run.fit(bp.Loader(bp.ArrayDataset(x, y), 10), max_steps=1)
     np.testing.assert_array_equal(weights(run), before)
+
+
+def test_a_run_that_diverged_goes_on_from_its_last_checkpoint(tmp_path):
+    run = trainer(output_dir=tmp_path, save_every_n_steps=3)
+    run.fit(loader(), max_steps=3)
+    saved = weights(run)
+    run.model.layers[0].weight.value = np.full((16, 6), np.nan)
+    run.device.fill(run.loss_sum, np.nan)
+    with pytest.raises(DivergedError):
+        run.snapshot()
+    run.restore(bp.checkpoint.read_snapshot(find_checkpoint(tmp_path)))
+    np.testing.assert_array_equal(weights(run), saved)
+    run.model.layers[0].weight.value = np.full((16, 6), np.nan)
+    run.fit(loader(), max_steps=6, resume="auto")
+    assert run.state.step == 6 and np.isfinite(weights(run)).all()
+
+
+def test_gradients_that_somebody_wrote_between_steps_belong_to_none():
+    class Writes(Callback):
+        def on_step_end(self, trainer, *, epoch_ended):
+            for _, parameter in trainer.model.named_parameters():
+                parameter.grad = np.ones(parameter.shape)
+
+    runs = [trainer(), trainer(callbacks=[Writes()])]
+    for run in runs:
+        run.fit(loader(), max_steps=5)
+    np.testing.assert_array_equal(*map(weights, runs))

@@ -1,5 +1,6 @@
 """What the GPU, the emulator and a plan share: memory, copies, and launches that can be recorded."""
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -48,12 +49,19 @@ def empty_like(x: Array) -> Array:
     return device_of(x).empty(x.shape, x.dtype)
 
 
+class _OfThread(threading.local):
+    """What a device does differently for the running thread."""
+
+    ledger: Ledger | None = None
+    tf32: bool = False
+
+
 class CudaDevice(ABC):
     """Arrays in the memory of one device, and launches of kernels on them.
 
     name: as a user gives it. array_type: the class of its arrays; operations on such run in `bp.cuda`.
-    capability: the compute capability, as 90 for 9.0. tf32: whether products of float32 matrices may round their
-    factors to tf32 (precision "tf32"); sums are of float32 all the same.
+    capability: the compute capability, as 90 for 9.0. What is recorded, and in which precision work runs, each thread
+    has for itself: several may train at a time.
     """
 
     name: str
@@ -66,11 +74,15 @@ class CudaDevice(ABC):
         return ("bf16", "fp32", "tf32", "fp16") if self.capability >= 80 else ("fp32", "fp16")
 
     def __init__(self) -> None:
-        self.tf32 = False
-        self._ledger: Ledger | None = None
+        self._here = _OfThread()
         _devices[self.array_type] = self
         register_device(self.array_type, "bp.cuda")
         own_arrays(self.array_type, self)
+
+    @property
+    def tf32(self) -> bool:
+        """Whether products of float32 matrices may round their factors to tf32; sums are of float32 all the same."""
+        return self._here.tf32
 
     # Memory -----------------------------------------------------------------------------------------------
 
@@ -156,12 +168,13 @@ class CudaDevice(ABC):
             raise ShapeError(f"kernel {variant} expected a grid of at most {_MAX_GRID} blocks, as GPUs do, got {shape}")
         if variant.kernel.shared != "0":
             self._expect_shared(variant, variant.shared_bytes(values))
-        if self._ledger is None:
+        ledger = self._here.ledger
+        if ledger is None:
             self._run(variant, shape, values)
             return
-        begun = self.mark() if self._ledger.timed else None
+        begun = self.mark() if ledger.timed else None
         self._run(variant, shape, values)
-        self._ledger.add(variant, shape, values, None if begun is None else self.since(begun))
+        ledger.add(variant, shape, values, None if begun is None else self.since(begun))
 
     def _expect_shared(self, variant: "Variant", nbytes: int) -> None:
         from bp.cuda.resources import LIMITS
@@ -183,18 +196,19 @@ class CudaDevice(ABC):
 
     def note_transfer(self, what: str) -> None:
         """Enter in the ledger what a replayed step would not do again, such as a copy from the host."""
-        if self._ledger is not None and self._ledger.transfer is None:
+        ledger = self._here.ledger
+        if ledger is not None and ledger.transfer is None:
             layer, phase = scope.current()
-            self._ledger.transfer = what + (f" in the {phase} of {layer}" if layer else "")
+            ledger.transfer = what + (f" in the {phase} of {layer}" if layer else "")
 
     @contextmanager
     def running(self, precision: str) -> Iterator[None]:
         """Within this block work runs as that of a training in that precision does."""
-        outer, self.tf32 = self.tf32, precision == "tf32"
+        outer, self._here.tf32 = self._here.tf32, precision == "tf32"
         try:
             yield
         finally:
-            self.tf32 = outer
+            self._here.tf32 = outer
 
     def step_graph(self) -> "StepGraph":
         """What replays whole training steps."""
@@ -231,13 +245,13 @@ class CudaDevice(ABC):
 
         A recording that lies within another, such as that of a step to be replayed, is part of that too.
         """
-        outer = self._ledger
-        self._ledger = inner = Ledger(timed or (outer is not None and outer.timed))
+        outer = self._here.ledger
+        self._here.ledger = inner = Ledger(timed or (outer is not None and outer.timed))
         try:
             with scope.watch():
                 yield inner
         finally:
-            self._ledger = outer
+            self._here.ledger = outer
             if outer is not None:
                 outer.include(inner)
 

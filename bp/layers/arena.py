@@ -67,12 +67,6 @@ class Arena:
         new._give_memory()
         return new
 
-    def __reduce__(self) -> Any:
-        raise TypeError(
-            "a built model is not pickled: its parameters are views of one memory. Use bp.save_weights and "
-            "load_weights, model.copy(), or pickle it before it is built"
-        )
-
     def view(self, flat: Array, parameter: Parameter) -> Array:
         """The part of an array of this layout that belongs to `parameter`, in its shape."""
         start = self.offsets[parameter.name]

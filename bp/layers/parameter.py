@@ -115,6 +115,14 @@ class Parameter:
         new._arena = copy.deepcopy(self._arena, memo)  # which gives `new` its views
         return new
 
+    def __getstate__(self) -> dict[str, Any]:
+        if self._arena is not None:
+            raise TypeError(
+                f"parameter '{self.name}' is a view of the memory of its model, which pickle would tear apart: use "
+                "bp.save_weights and load_weights, model.copy(), or pickle the model before it is built"
+            )
+        return dict(vars(self))
+
     def _release(self) -> None:
         """Let go of the memory that a failed build gave."""
         self._value = self._master = self._grad = self._arena = None
