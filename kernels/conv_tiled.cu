@@ -38,7 +38,8 @@ extern "C" __global__ __launch_bounds__(THREADS, 2) void conv_forward(
 }
 
 // blockIdx.z counts the stride_h stride_w classes of pixels as well: each has its own taps and pixels. period: that of
-// Residue. bias: one for each input channel, for the transposed convolution.
+// Residue. bias: one for each input channel, for the transposed convolution. Where a window reaches beyond dy it sees
+// zeros, which an infinite weight turns into NaN; the definition has no such term.
 extern "C" __global__ __launch_bounds__(THREADS, 2) void conv_backward_input(
     const T* dy, const T* weight, const T* bias, T* dx, float* wide, int64 images, int h, int w, int p, int q,
     int64 channels, int64 out, int kh, int kw, int groups, int stride_h, int stride_w, int top, int left,

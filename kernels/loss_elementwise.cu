@@ -4,6 +4,7 @@
 // time. Terms are computed to the precision of a float in every type, for they are stored in one. `gradient` says
 // whether gradients are wanted, which are null where not; the count of bytes takes it from there.
 #include "gradient.cuh"
+#include "indexing.cuh"
 #include "vector.cuh"
 
 constexpr int THREADS = 256;
@@ -77,7 +78,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void binary_cross_entropy(
     const T* x, const T* t, const float* pos_weight, const double* control, float* losses, T* gradients, int64 n,
     int64 classes, int gradient) {
     each_element(x, t, control, losses, gradients, n, [=](float x, float t, int64 i, float& slope) {
-        const float positive = pos_weight ? t * pos_weight[classes == 1 ? 0 : i % classes] : t;
+        const float positive = pos_weight ? t * pos_weight[classes == 1 ? 0 : divide(i, classes).remainder] : t;
         const float negative = 1.0f - t;
         // The weights of softplus(|x|), which grows with |x|, and of softplus(-|x|), which vanishes.
         const float growing = x > 0.0f ? negative : positive, vanishing = x > 0.0f ? positive : negative;
@@ -115,7 +116,8 @@ extern "C" __global__ __launch_bounds__(THREADS) void scale_terms(T* gradients, 
     const int64 vectors = aligned16(gradients) ? n / V : 0;
     grid_stride(vectors, [&](int64 i) {
         Vector<T> v = load16(gradients + i * V);
-        int64 term = i * V / inner, left = (term + 1) * inner - i * V;  // of this term, elements still to come
+        int64 term = divide(i * V, inner).quotient;
+        int64 left = (term + 1) * inner - i * V;  // of this term, elements still to come
 #pragma unroll
         for (int k = 0; k < V; ++k) {
             v.at[k] = convert<T>(to_float(v.at[k]) * dlosses[term]);
@@ -128,6 +130,6 @@ extern "C" __global__ __launch_bounds__(THREADS) void scale_terms(T* gradients, 
     });
     const int64 done = vectors * V;
     grid_stride(n - done, [&](int64 i) {
-        gradients[done + i] = convert<T>(to_float(gradients[done + i]) * dlosses[(done + i) / inner]);
+        gradients[done + i] = convert<T>(to_float(gradients[done + i]) * dlosses[divide(done + i, inner).quotient]);
     });
 }

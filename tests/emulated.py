@@ -72,7 +72,7 @@ def on_device(argument: Any, dtype: str) -> Any:
     if isinstance(argument, Exact):
         return to_device(argument.array)
     if isinstance(argument, Offset):
-        flat = np.zeros(argument.array.size + argument.elements)
+        flat = np.full(argument.array.size + argument.elements, np.nan)  # what is read before the array shows
         flat[argument.elements :] = argument.array.ravel()
         return to_device(flat, dtype)[argument.elements :].reshape(argument.array.shape)
     if isinstance(argument, np.ndarray):

@@ -10,6 +10,7 @@ is not allocated, raises. It shows nothing about speed, drivers or asynchrony: e
 import ctypes
 import json
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -110,27 +111,24 @@ class ndarray:
 
 def empty(shape, dtype):
     result = ndarray(shape, dtype, _Data(None, 0))
-    for hook in _hooks.values() if result.nbytes else ():
+    for hook in _here.hooks.values() if result.nbytes else ():
         hook.malloc_preprocess(device_id=0, size=result.nbytes, mem_size=result.nbytes)
     if result.nbytes:  # CuPy gives a null pointer for none
         result.data = _Data(engine.allocate(result.nbytes), 0)
     return result
 
 
-_hooks: dict[str, "MemoryHook"] = {}
-
-
 class MemoryHook:
     name = "MemoryHook"
 
     def __enter__(self):
-        if self.name in _hooks:
+        if self.name in _here.hooks:
             raise KeyError(f"memory hook {self.name} already exists")
-        _hooks[self.name] = self
+        _here.hooks[self.name] = self
         return self
 
     def __exit__(self, *_):
-        del _hooks[self.name]
+        del _here.hooks[self.name]
 
     def malloc_preprocess(self, **_):
         pass
@@ -143,11 +141,11 @@ class Stream:
         self.null, self.non_blocking, self.captured = null, non_blocking, None
 
     def __enter__(self):
-        _streams.append(self)
+        _here.streams.append(self)
         return self
 
     def __exit__(self, *_):
-        assert _streams.pop() is self
+        assert _here.streams.pop() is self
 
     def refuse_while_capturing(self, what):
         if self.captured is not None:
@@ -178,11 +176,20 @@ class Graph:
             launch()
 
 
-_streams = [Stream(null=True)]
+class _OfThread(threading.local):
+    """As in CuPy, each thread has its own current stream and memory hooks."""
+
+    def __init__(self):
+        self.streams = [_null]
+        self.hooks: dict[str, MemoryHook] = {}
+
+
+_null = Stream(null=True)
+_here = _OfThread()
 
 
 def current_stream():
-    return _streams[-1]
+    return _here.streams[-1]
 
 
 class Event:

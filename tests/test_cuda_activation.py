@@ -141,6 +141,15 @@ def test_float32_keeps_its_relative_precision_over_the_whole_range(name):
     np.testing.assert_allclose(slope, exact, rtol=tolerance("float32"), atol=tolerance("float32"))
 
 
+def test_the_slope_of_silu_does_not_multiply_the_rounding_of_sigma():
+    # x (1 - sigma), with 1 - sigma as a difference, would be off by x 2^-25 here, and by x 2^-23 on a GPU, whose
+    # reciprocal may be off by one unit in the last place.
+    x = np.linspace(8, 17, 4001).astype(np.float32)
+    slope = to_host(ops.silu_backward(to_device(np.ones_like(x)), to_device(x)))
+    exact = ops.silu_backward(np.ones(x.size), x.astype(np.float64))
+    np.testing.assert_allclose(slope, exact, rtol=2 * np.finfo(np.float32).eps)
+
+
 def test_more_elements_than_32_bits_count(monkeypatch):
     n = (1 << 31) + 19
     x, y = sparse((n,), "bfloat16"), sparse((n,), "bfloat16")
@@ -150,7 +159,7 @@ def test_more_elements_than_32_bits_count(monkeypatch):
     monkeypatch.setattr(bp.cuda.activation, "empty_like", lambda _: y)
     launch = engine.launch
     # Block 0 of a grid of 2^13 blocks of 2^8 threads has the vectors from 2^28 on, and what is left after the last.
-    monkeypatch.setattr(engine, "launch", lambda *args, seed: launch(*args, first_block=0, block_count=1))
+    monkeypatch.setattr(engine, "launch", lambda *args, **settings: launch(*args, first_block=0, block_count=1))
     ops.leaky_relu(x, 0.5)
     for begin, end in ends:
         given = to_host(x[begin:end]).astype(np.float32)
@@ -225,6 +234,19 @@ def test_softmax_of_extreme_rows(name, columns, dtype):
     assert not np.isnan(to_host(y)[:4].astype(np.float32)).any()
 
 
+def test_softmax_of_more_elements_than_32_bits_count(monkeypatch):
+    rows = (1 << 29) + 3
+    x, y = sparse((rows, 8), "bfloat16"), sparse((rows, 8), "bfloat16")
+    x[rows - 1 : rows] = normal(1, 8)
+    monkeypatch.setattr(bp.cuda.activation, "empty_like", lambda _: y)
+    launch = engine.launch
+    # Of a grid of 2^13 blocks of 2^7 rows, block 0 has those from 2^29 on.
+    monkeypatch.setattr(engine, "launch", lambda *args, **settings: launch(*args, first_block=0, block_count=1))
+    ops.softmax(x)
+    given = to_host(x[rows - 1 : rows]).astype(np.float64)
+    assert_close(to_host(y[rows - 1 : rows]), ops.softmax(given), tolerance("bfloat16", 8))
+
+
 @pytest.mark.parametrize("columns", [40, 1030, 8300])
 def test_softmax_does_not_depend_on_the_order_of_threads(columns):
     x, dy = to_device(normal(3, columns), "float32"), to_device(normal(3, columns) + 1, "float32")
@@ -274,6 +296,18 @@ def test_bias_activation_of_arrays_that_are_not_aligned(dtype):
             dtype=dtype,
             length=40,
         )
+
+
+def test_a_block_takes_several_tiles_of_a_row_where_the_grid_ends(monkeypatch):
+    _, tiles = bp.cuda.activation._tiling(np.empty((0, (1 << 24) + 1), np.float32))
+    assert tiles == 65535  # no GPU takes more along the second axis of a grid
+    monkeypatch.setattr(bp.cuda.activation, "_MOST_TILES", 2)
+    for columns in (1025, 3080):
+        x, bias, dy = normal(9, columns), normal(columns), normal(9, columns)
+        with emulating(detector=True, seed=3):
+            compare(ops.bias_activation, x, bias, "silu")
+            arguments = (dy, x, bias, Wide(normal(columns)), "silu", True)
+            compare(ops.bias_activation_backward, *arguments, length=9)
 
 
 def test_bias_gradient_does_not_depend_on_the_order_of_threads():

@@ -76,7 +76,7 @@ def test_more_elements_than_32_bits_count(monkeypatch):
     monkeypatch.setattr(bp.cuda.dropout, "empty_like", lambda _: y)
     launch = engine.launch
     # Block 0 of a grid of 2^13 blocks of 2^8 threads has the chunks from 2^28 on, and what is left after the last.
-    monkeypatch.setattr(engine, "launch", lambda *args, seed: launch(*args, first_block=0, block_count=1))
+    monkeypatch.setattr(engine, "launch", lambda *args, **settings: launch(*args, first_block=0, block_count=1))
     first = 2**33
     ops.dropout(x, stream(), 7, first, 0.5)
     expected = mask((end - begin,), 0.5, first=first + begin, seed=SEED, step=STEP, call_site=7)

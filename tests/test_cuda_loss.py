@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
-from emulated import DTYPES, Exact, Offset, Wide, compare, on_host, to_device, to_host
+from emulated import DTYPES, Exact, Offset, Wide, compare, on_host, sparse, to_device, to_host
 from loss_cases import CASES, term_weights
 from table import KERNEL_DEVICE, assert_close, emulating
 
 import bp
+import bp.cuda.loss
 import bp.ops.loss as ops
 from bp.checking import tolerance
+from bp.cuda.emulator import engine
 from bp.errors import DtypeError, ShapeError
 from bp.ops import control as block
 from bp.ops.array import is_floating, known_dtype
@@ -361,6 +363,34 @@ def test_scale_terms(dtype):
 
 
 # Mean -------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_beyond_what_32_bits_count(monkeypatch):
+    rows, classes = (1 << 29) + 3, 8
+    x, t, gradient = (sparse((rows, classes), "bfloat16") for _ in range(3))
+    losses, labels = sparse((rows,), "float32"), sparse((rows,), "uint8")
+    last = slice(rows - 1, rows)
+    x[last], t[last], labels[last] = normal((1, classes)), np.eye(classes)[2:3], np.array([2], np.uint8)
+    monkeypatch.setattr(bp.cuda.loss, "empty", lambda *_: losses)
+    monkeypatch.setattr(bp.cuda.loss, "empty_like", lambda _: gradient)
+    launch, control_ = engine.launch, to_device(control())
+
+    def last_block(function, name, values, grid, *others, **settings):
+        launch(function, name, values, grid, *others, first_block=grid[0] - 1, block_count=1)
+
+    monkeypatch.setattr(engine, "launch", last_block)
+    for operation, target, before, after in (
+        (ops.softmax_cross_entropy, labels, (None,), (-100, 0.0, True)),
+        (ops.softmax_cross_entropy, labels, (None,), (-100, 0.1, True)),
+        (ops.soft_cross_entropy, t, (None,), (0.1, True)),
+        (ops.negative_log_likelihood, labels, (None,), (-100, True)),
+        (ops.multi_margin, labels, (), (1, 1.0, True)),
+    ):
+        operation(x, target, *before, control_, *after)
+        wanted = to_host(target[last]).astype(int if target is labels else float)
+        expected = operation(to_host(x[last]).astype(float), wanted, *before, control(), *after)
+        assert_close(to_host(losses[last]), expected[0], tolerance("float32", classes))
+        assert_close(to_host(gradient[last]), expected[1], tolerance("bfloat16", classes))
 
 
 @pytest.mark.parametrize("n", [0, 1, 5, 1023, 32768, 32769, 100_001])

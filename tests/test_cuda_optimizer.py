@@ -359,6 +359,24 @@ def test_exponential_moving_average_of_a_16_bit_model():
     np.testing.assert_array_equal(to_host(model.arena.low_precision), copy)
 
 
+def test_elements_beyond_2_to_the_31(huge):
+    """The last tiles of an arena of more than 2^31 elements, each with its own row of settings."""
+    tiles, size = 2**24 + 3, 128
+    values, gradients, settings = huge(tiles * size), huge(tiles * size), huge(tiles, 4)
+    copy = find_device(KERNEL_DEVICE).allocate((tiles * size,), "bfloat16")
+    last, gradient = (np.random.default_rng(seed).standard_normal((2, size)).astype(np.float32) for seed in (0, 1))
+    factors = np.array([[1, 0, 0, 0], [2, 0, 0, 0]], np.float32)
+    values[(tiles - 2) * size :], gradients[(tiles - 2) * size :] = last.reshape(-1), gradient.reshape(-1)
+    settings[tiles - 2 :] = factors
+    control = control_block()
+    control[[block.LEARNING_RATE, block.GRADIENT_SCALE]] = 0.5, 1
+    ops.sgd(values, gradients, None, settings, to_device(control), 0.0, 0.0, False, copy, False)
+    expected = last - np.array([[0.5], [1.0]], np.float32) * gradient
+    np.testing.assert_array_equal(to_host(values[(tiles - 2) * size :]).reshape(2, size), expected)
+    rounded = expected.astype(known_dtype("bfloat16"))
+    np.testing.assert_array_equal(to_host(copy[(tiles - 2) * size :]).reshape(2, size), rounded)
+
+
 # Matrices -------------------------------------------------------------------------------------------------------
 
 SHAPES = [(1, 1), (1, 130), (7, 1), (130, 5), (3, 700), (150, 260)]

@@ -119,6 +119,26 @@ PLANTED = {
     "copy_to_global": (x_and_y(), {}, "cp.async to .* not in the block's shared memory", None, False),
     "stack_overflow": (x_and_y(), {}, "stack overflow", None, False),
     "failed_assertion": (x_and_y(), {}, "the assertion threadIdx.x != 5 does not hold", "assert(", False),
+    "past_a_shared_array": (x_and_y(), {}, "an index beyond a shared or local array", None, True),
+    "past_a_local_array": (x_and_y(), {}, "an index beyond a shared or local array", None, True),
+    "rounding_of_dynamic_shared": (
+        x_and_y(),
+        {"shared": 244},
+        "beside the dynamic shared memory",
+        "tile[thr",
+        True,
+    ),
+    "before_dynamic_shared": (x_and_y(), {"shared": 256}, "beside the dynamic shared memory", "tile[-1]", True),
+    "misaligned_pair": (x_and_y(), {}, "a vector at a misaligned address", None, False),
+    "shared_atomic_between_blocks": (
+        x_and_y(64, 128),
+        {"grid": (2, 1, 1)},
+        "two blocks on one address",
+        "+= y[thr",
+        True,
+    ),
+    "unwritten_structure": (x_and_y(), {}, "uninitialised shared memory", None, True),
+    "endless_loop": (x_and_y(), {"timeout": 0.2}, "ran for 0.2 seconds of processor time", "while", False),
 }
 
 
@@ -192,6 +212,42 @@ def test_damage_that_no_launch_has_seen():
         with pytest.raises(KernelFault, match="an array of 61 bytes"):
             engine.check_canaries()
         engine.check_canaries()
+
+
+@pytest.mark.parametrize("at", [-1, -17, -200, -900])
+def test_write_before_an_array(at):
+    """As far as its first page reaches, without the detector too."""
+    for detector in (False, True):
+        with pytest.raises(KernelFault, match=f"{-4 * at} bytes before an array of 244 bytes"):
+            launch(FAULTS, "write_far_away", floats(61), ctypes.c_int64(at), detector=detector)
+
+
+def test_released_memory():
+    """A pointer that outlived its array: the kernel stops at its first access, or the launch says so afterwards."""
+    for detector, reason in ((True, "write of released memory: an array of 252 bytes was here"), (False, "released")):
+        y = floats(63)
+        pointer, address = y.argument, y.memory.pointer
+        del y
+        assert ctypes.string_at(address, 252) == b"\xff" * 252
+        with pytest.raises(KernelFault, match=reason):
+            launch(FAULTS, "write_far_away", pointer, ctypes.c_int64(3), detector=detector)
+        floats(63)  # takes the place
+    engine.check_canaries()
+
+
+def test_a_timer_of_the_program_is_left_alone():
+    """Where SIGVTALRM has a handler already there is no time limit, and the handler stays."""
+    script = f"""
+import signal, sys
+sys.path.insert(0, {str(KERNELS.parent)!r})
+from test_emulator import *
+signal.signal(signal.SIGVTALRM, lambda *_: None)
+before = signal.getsignal(signal.SIGVTALRM)
+signal.setitimer(signal.ITIMER_VIRTUAL, 1000)
+launch(FAULTS, "divergent_barrier_fixed", floats(64), floats(64), timeout=0.001)
+assert signal.getitimer(signal.ITIMER_VIRTUAL)[0] > 900
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_memory_starts_as_nan_or_zero():

@@ -59,7 +59,7 @@ def stochastic():
 SETTINGS = [{}, {"ema_decay": 0.9, "max_grad_norm": 0.1}, {"accumulate_grad_batches": 2}, {"optimizer": stochastic}]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "average-and-clip", "accumulate", "stochastic"])
 def test_going_on_from_a_checkpoint_gives_the_bits_of_a_run_that_never_stopped(precision, settings, tmp_path):
     def run(folder, max_steps, resume=None):
         chosen = dict(settings)

@@ -421,9 +421,6 @@ def test_a_step_that_fails_leaves_the_device_as_it_was(at):
 
 
 def test_threads_that_train_at_a_time_do_not_see_each_other():
-    if KERNEL_DEVICE != "emulator":
-        pytest.skip("a GPU has one stream for training, which the threads would share")
-
     def run(precision, states):
         trainer, loader, messages = small("auto", precision=precision)
         trainer.fit(loader, max_steps=12)

@@ -7,7 +7,7 @@ import numpy as np
 
 from bp.ops.array import Shape
 from bp.ops.memory import StepMemory as StepMemory
-from bp.ops.memory import active_memory
+from bp.ops.memory import _active
 
 name = "cpu"
 precisions = ("fp32", "fp64")
@@ -15,8 +15,10 @@ precisions = ("fp32", "fp64")
 
 def empty(shape: Shape, dtype: Any) -> np.ndarray:
     """An uninitialised C-contiguous array: a free slot of the active `StepMemory`, or a fresh one."""
-    memory = active_memory()
-    return np.empty(shape, dtype) if memory is None else memory.empty(shape, dtype)
+    memory = getattr(
+        _active, "memory", None
+    )  # `active_memory()` spelled out: every output of a small step comes by here
+    return np.empty(shape, dtype) if memory is None or memory.device != name else memory.empty(shape, dtype)
 
 
 def zeros(shape: Shape, dtype: Any) -> np.ndarray:

@@ -215,6 +215,7 @@ _bias_source = Source("activation_bias", T=FLOATS)
 _BLOCKS = 512  # about as many as run at once on the largest GPU
 _ONE_LAUNCH = 16  # rows of a thread within which a second launch would cost more than it saves
 _MOST_ROWS = 256  # of a thread: as many terms follow each other in a sum, and a longer one would lose digits
+_MOST_TILES = 65535  # blocks along the second axis of a grid; where a row has more tiles, a block takes several
 
 
 def _bias_forward(name: str) -> Kernel:
@@ -278,11 +279,11 @@ def _splits(rows: int, lines: int, tiles: int) -> int:
 
 
 def _tiling(x: Array) -> tuple[int, int]:
-    """(lanes, tiles): the threads of a block that lie beside each other along a row, and the blocks that a row takes.
+    """(lanes, tiles): the threads of a block that lie beside each other along a row, and the blocks beside each other.
 
     A thread takes 16 bytes where whole vectors fill a row, else one element.
     """
     columns, vector = x.shape[-1], 16 // x.itemsize
     pieces = columns // vector if columns % vector == 0 else columns
     tiles = -(-pieces // THREADS)
-    return -(-pieces // tiles), tiles
+    return -(-pieces // tiles), min(tiles, _MOST_TILES)

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -83,7 +84,7 @@ class GPUDevice(CudaDevice):
         self.capability = int(cupy.cuda.Device().compute_capability)
         super().__init__()
         self._modules: dict[Unit, Any] = {}
-        self._allocating = False
+        self._of_thread = threading.local()
 
     @property
     def architecture(self) -> str:
@@ -91,11 +92,11 @@ class GPUDevice(CudaDevice):
         return f"sm_{self.capability}{'a' if self.capability == 90 else ''}"
 
     def allocate(self, shape: Shape, dtype: Any) -> Array:
-        self._allocating = True
+        self._of_thread.allocating = True
         try:
             return self.cupy.empty(shape, known_dtype(dtype))
         finally:
-            self._allocating = False
+            self._of_thread.allocating = False
 
     def to_host(self, array: Array) -> np.ndarray:
         self.note_transfer("the device is read by the host")
@@ -142,10 +143,15 @@ class GPUDevice(CudaDevice):
 
     # Graphs and profiling -----------------------------------------------------------------------------------
 
-    @functools.cached_property
+    @property
     def stream(self) -> Any:
-        """The stream that training runs on: a graph cannot be captured from the default one."""
-        return self.cupy.cuda.Stream(non_blocking=False)
+        """The stream that training runs on: a graph cannot be captured from the default one.
+
+        Each thread has its own, so that what one captures holds no launch of another.
+        """
+        if not hasattr(self._of_thread, "stream"):
+            self._of_thread.stream = self.cupy.cuda.Stream(non_blocking=False)
+        return self._of_thread.stream
 
     @contextmanager
     def running(self, precision: str) -> Iterator[None]:
@@ -172,7 +178,7 @@ class GPUDevice(CudaDevice):
                 self.name = f"bp {id(self)}"  # recordings may lie within each other
 
             def malloc_preprocess(self, **_: Any) -> None:
-                if not device._allocating:
+                if not getattr(device._of_thread, "allocating", False):
                     device.note_transfer("CuPy made an array of its own")
 
         with super().recording(timed=timed) as ledger, Watch():

@@ -16,7 +16,7 @@ Shape: TypeAlias = tuple[int, ...]
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
     """Whether it is a floating dtype; NumPy itself does not know of bfloat16."""
-    return dtype.kind == "f" or dtype.name == "bfloat16"
+    return dtype.kind == "f" or (dtype.kind == "V" and dtype.name == "bfloat16")
 
 
 def known_dtype(name: Any) -> np.dtype[Any]:

@@ -12,9 +12,10 @@ def same_dtype(operation: str, **arrays: Array | None) -> None:
         if array is None:
             continue
         if expected is None:
-            first, expected = name, array.dtype
+            first, reference, expected = name, array, array.dtype
             continue
-        same_device(operation, name, array, first, arrays[first])
+        if type(array) is not type(reference):
+            same_device(operation, name, array, first, reference)
         if array.dtype != expected:
             raise DtypeError(f"{operation} expected {name} of dtype {expected} like {first}, got {array.dtype}")
 

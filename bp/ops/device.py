@@ -91,12 +91,14 @@ def own_arrays(array_type: type, device: Device) -> None:
 
 def device_of(array: Array) -> Device:
     """The device that an array lies on; raises TypeError for what is no array of a device."""
-    for base in type(array).__mro__:
-        if base in _owners:
-            return _owners[base]
-    if isinstance(array, np.ndarray):
-        return find_device("cpu")
-    raise TypeError(f"expected an array of a device, got a {type(array).__name__}")
+    owner = _owners.get(type(array))
+    if owner is None:
+        owner = next((_owners[base] for base in type(array).__mro__ if base in _owners), None)
+        if owner is None and isinstance(array, np.ndarray):
+            owner = _owners[np.ndarray] = find_device("cpu")
+        if owner is None:
+            raise TypeError(f"expected an array of a device, got a {type(array).__name__}")
+    return owner
 
 
 def find_device(name: str = "auto") -> Device:
@@ -156,8 +158,9 @@ def resolve_precision(precision: str, device: Device) -> str:
 def new_control(device: Device, seed: int = 0, forward_counter: int = 0) -> Array:
     """A control block (see `bp.ops.control`) on a device."""
     block = np.zeros(control.SIZE)
-    block[list(control.INITIAL)] = list(control.INITIAL.values())
-    block[[control.SEED_LOW, control.SEED_HIGH]] = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
+    for entry, value in control.INITIAL.items():
+        block[entry] = value
+    block[control.SEED_LOW], block[control.SEED_HIGH] = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
     block[control.FORWARD_COUNTER] = forward_counter
     resident = device.zeros(block.shape, block.dtype)
     device.copy(resident, block)

@@ -58,7 +58,8 @@ struct Region {
     std::vector<Cell> cells;
     bool shared = false;
     // Of a page of global memory: which part of it belongs to an array.
-    std::uintptr_t valid_begin = 0, valid_end = ~std::uintptr_t(0);
+    std::uintptr_t valid_begin = 0, valid_end = 0;  // 0: of none
+    bool released = false;
     std::uint64_t changes = ~std::uint64_t(0);
 
     void place(std::uintptr_t at, std::size_t size) {
@@ -78,12 +79,13 @@ struct Region {
 struct Event {
     Access kind;
     std::uintptr_t address, place;
+    bool whole;  // all bytes are meant: none is the padding of a structure
 };
 
 std::uint32_t epoch = 1, first_of_block = 1, first_of_launch = 1;
 std::uint32_t named_barrier_epoch = 0;  // the last one in which a named barrier was used
 bool active = false;
-bool synchronized_by_atomic = false;  // the block has done an atomic: it may have been told of other blocks' work
+bool synchronized_by_atomic = false;  // the block has done one in global memory: it may know of other blocks' work
 Region static_shared, dynamic_shared_region;
 std::unordered_map<std::uintptr_t, std::unique_ptr<Region>> pages;
 Region* recent_pages[256];
@@ -152,7 +154,7 @@ void check_writer(const Region& region, const Cell& cell, const Event& event) {
             conflict(region, event, writer.atomic ? "atomic" : "write", writer.thread, writer.place);
     } else if (writer.epoch < first_of_block) {
         if (region.shared) {
-            if (event.kind != Access::write)
+            if (event.kind != Access::write && event.whole)
                 fail_at(event.place, reinterpret_cast<void*>(event.address), 0,
                         "uninitialised shared memory: no thread of this block has written it yet; a write is missing, "
                         "or a barrier between a later write and this read");
@@ -234,7 +236,13 @@ void for_cells(Region& region, std::uintptr_t address, std::size_t bytes, Body b
     for (std::size_t i = offset >> region.shift; i <= last; ++i) body(region.cells[i]);
 }
 
-void check(Region& region, std::size_t bytes, const Event& event) {
+void check(Region& region, std::size_t bytes, Event event) {
+    if (!event.whole) {
+        // The padding of a structure is read with it and never written: one byte that was written is enough.
+        event.whole = true;
+        for_cells(region, event.address, bytes,
+                  [&](const Cell& cell) { event.whole &= cell.writer.epoch < first_of_block; });
+    }
     const std::int32_t place = relative(event.place);
     const unsigned self = launch.current->index;
     for_cells(region, event.address, bytes, [&](Cell& cell) {
@@ -262,7 +270,8 @@ Region& page_of(std::uintptr_t address) {
         recent->changes = changes;
         const Range array = allocation_at(reinterpret_cast<void*>(address));
         recent->valid_begin = array.begin;
-        recent->valid_end = array.end ? array.end : ~std::uintptr_t(0);
+        recent->valid_end = array.end;
+        recent->released = array.released;
     }
     return *recent;
 }
@@ -272,15 +281,29 @@ void global_access(std::size_t bytes, const Event& event) {
         const std::uintptr_t at = event.address + done;
         Region& page = page_of(at);
         const std::size_t part = std::min(bytes - done, page.begin + shadow_page - at);
-        if (at < page.valid_begin || at + part > page.valid_end)
+        const char* const kind = event.kind == Access::read ? "read" : "write";
+        if (page.released)
+            fail_at(event.place, reinterpret_cast<void*>(event.address), 0,
+                    "%s of released memory: an array of %llu bytes was here", kind,
+                    static_cast<unsigned long long>(page.valid_end - page.valid_begin));
+        if (!page.valid_end) {
+            // Constants of the unit are read in no array either.
+            const char* const shared_end = dynamic_shared_end();
+            const auto* address = reinterpret_cast<const char*>(at);
+            const bool by_shared = address >= shared_end - most_dynamic_shared && address < shared_end;
+            if (by_shared || event.kind != Access::read)
+                fail_at(event.place, reinterpret_cast<void*>(event.address), 0,
+                        "out-of-bounds %s of %zu bytes: in no array, %s", kind, bytes,
+                        by_shared ? "but beside the dynamic shared memory" : "nor in the block's shared memory");
+        } else if (at < page.valid_begin || at + part > page.valid_end)
             fail_at(event.place, reinterpret_cast<void*>(event.address), 0,
                     "out-of-bounds %s of %zu bytes, %lld bytes %s an array of %llu bytes",
-                    event.kind == Access::read ? "read" : "write", bytes,
+                    kind, bytes,
                     at < page.valid_begin ? static_cast<long long>(page.valid_begin - event.address)
                                           : static_cast<long long>(event.address + bytes - page.valid_end),
                     at < page.valid_begin ? "before" : "past the end of",
                     static_cast<unsigned long long>(page.valid_end - page.valid_begin));
-        check(page, part, {event.kind, at, event.place});
+        check(page, part, {event.kind, at, event.place, event.whole});
         done += part;
     }
 }
@@ -371,20 +394,22 @@ void detector_acquire(unsigned barrier, unsigned thread) {
 
 void detector_clear(unsigned barrier) { std::fill(published[barrier].begin(), published[barrier].end(), 0u); }
 
-void detector_access(Access kind, const void* pointer, std::size_t bytes, const void* place, bool aligned) {
+void detector_access(Access kind, const void* pointer, std::size_t bytes, const void* place, bool aligned,
+                     bool whole) {
     if (!active || !launch.current || bytes == 0) return;
     const auto address = reinterpret_cast<std::uintptr_t>(pointer);
     if (launch.fibers.contains(pointer)) return;  // local variables
-    const Event event{kind, address, reinterpret_cast<std::uintptr_t>(place)};
+    const Event event{kind, address, reinterpret_cast<std::uintptr_t>(place), whole};
+    if (launch.overdue) time_is_up(event.place - 1);
     if (aligned && address & (bytes - 1))
         fail_at(event.place, pointer, 0, "misaligned %s of %zu bytes: the address is no multiple of it",
                 kind == Access::read ? "read" : "write", bytes);
-    if (kind == Access::atomic) synchronized_by_atomic = true;
     if (Region* region = shared_region(address)) {
         if (address + bytes > region->begin + region->bytes)
             fail_at(event.place, pointer, 0, "out-of-bounds access of %zu bytes past the end of shared memory", bytes);
         check(*region, bytes, event);
     } else {
+        if (kind == Access::atomic) synchronized_by_atomic = true;
         global_access(bytes, event);
     }
 }

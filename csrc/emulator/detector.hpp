@@ -16,8 +16,9 @@ void detector_clear(unsigned barrier);
 enum class Access { read, write, atomic };
 
 // An access of the running thread. place: a return address in its code. aligned: whether the address has to be a
-// multiple of `bytes`.
-void detector_access(Access kind, const void* address, std::size_t bytes, const void* place, bool aligned);
+// multiple of `bytes`. whole: whether all bytes are meant; a structure may have padding.
+void detector_access(Access kind, const void* address, std::size_t bytes, const void* place, bool aligned,
+                     bool whole = true);
 
 // cp.async: between its start and its wait nobody may touch the bytes.
 void detector_copy_pending(char* shared, unsigned bytes, const void* place);

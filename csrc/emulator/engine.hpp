@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <csetjmp>
+#include <csignal>
 #include <cstdint>
 #include <vector>
 
@@ -72,6 +73,7 @@ struct Request {
     unsigned long long shared;  // bytes of dynamic shared memory
     unsigned long long seed;    // 0: blocks and threads in natural order
     unsigned long long first_block, block_count;
+    double timeout;  // seconds of processor time; 0: any
 };
 
 // What went wrong. In the reason, "{0}" and "{1}" stand for places[0] and places[1].
@@ -116,6 +118,7 @@ struct Launch {
     Report* report = nullptr;
     sigjmp_buf escape;
     bool active = false;
+    volatile std::sig_atomic_t overdue = 0;  // the time is up
     bool copies_abandoned = false;  // cp.async was used: the next block finds copies that never landed
 };
 
@@ -137,14 +140,16 @@ void thread_exited(Thread& thread);
 [[noreturn]] void fail_at(std::uintptr_t place, const void* address, std::uintptr_t other, const char* format, ...)
     __attribute__((format(printf, 4, 5)));
 void locate(std::uintptr_t place, Place& result);
+[[noreturn]] void time_is_up(std::uintptr_t place);
 void install_signal_handlers();
 void restore_signal_handlers();
 
 // Memory (memory.cpp).
 struct Range {
-    std::uintptr_t begin, end;
+    std::uintptr_t begin = 0, end = 0;
+    bool released = false;
 };
-// The allocation whose pages (guard pages included) hold the address; {0, 0} where there is none.
+// The allocation whose pages (guard pages included) hold the address, or held it; an end of 0 where there is none.
 Range allocation_at(const void* address);
 extern std::atomic<std::uint64_t> allocation_changes;  // grows with every allocation and release
 char* dynamic_shared_end();

@@ -2,6 +2,7 @@
 #include <dlfcn.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/time.h>
 #ifdef __APPLE__
 #include <sys/ucontext.h>
 #else
@@ -111,8 +112,63 @@ void on_signal(int signal, siginfo_t* information, void* context) {
     else if (signal == SIGFPE)
         say(report, "integer division by zero, or its overflow");
     else
-        say(report, "invalid instruction: a trap that the compiler put where the code has no meaning");
+        say(report,
+            "a trap of the compiler's: a vector at a misaligned address, an index beyond a shared or local array, or "
+            "code without a meaning");
     leave();
+}
+
+// Whether an address of code is of the unit that runs, and so not amid an allocation or under a lock.
+bool is_in_unit(std::uintptr_t place) {
+    Dl_info of_place, of_kernel;
+    return dladdr(reinterpret_cast<void*>(place), &of_place) &&
+           dladdr(reinterpret_cast<void*>(launch.request.kernel->run), &of_kernel) &&
+           of_place.dli_fbase == of_kernel.dli_fbase;
+}
+
+// The time of the launch is up. It comes again and again until it meets code that can be left; the detector looks too.
+void on_timeout(int signal, siginfo_t*, void* context) {
+    if (!launch.active) return;
+    if (!pthread_equal(pthread_self(), launching_thread)) {
+        pthread_kill(launching_thread, signal);
+        return;
+    }
+    launch.overdue = 1;
+    const std::uintptr_t place = program_counter(context);
+    if (launch.current && is_in_unit(place)) time_is_up(place);
+}
+
+// Stays installed: a signal on its way when a launch ends must not meet the default, which ends the process. False
+// where the program uses this signal itself.
+bool timeout_is_caught() {
+    struct sigaction action;
+    sigaction(SIGVTALRM, nullptr, &action);
+    if (action.sa_sigaction == on_timeout) return true;
+    if (action.sa_handler != SIG_DFL) return false;
+    std::memset(&action, 0, sizeof action);
+    action.sa_sigaction = on_timeout;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER | SA_RESTART;
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGVTALRM, &action, nullptr);
+    return true;
+}
+
+bool timer_runs = false;
+
+void start_timer(double seconds) {
+    launch.overdue = 0;
+    timer_runs = seconds > 0 && timeout_is_caught();
+    if (!timer_runs) return;
+    itimerval timer{};
+    timer.it_value.tv_sec = static_cast<time_t>(seconds);
+    timer.it_value.tv_usec = static_cast<suseconds_t>((seconds - static_cast<double>(timer.it_value.tv_sec)) * 1e6);
+    timer.it_interval.tv_usec = 10000;
+    setitimer(ITIMER_VIRTUAL, &timer, nullptr);
+}
+
+void stop_timer() {
+    const itimerval none{};
+    if (timer_runs) setitimer(ITIMER_VIRTUAL, &none, nullptr);
 }
 
 }  // namespace
@@ -123,6 +179,17 @@ void locate(std::uintptr_t place, Place& result) {
     if (!place || !dladdr(reinterpret_cast<void*>(place), &module) || !module.dli_fname) return;
     std::snprintf(result.module, sizeof result.module, "%s", module.dli_fname);
     result.offset = place - reinterpret_cast<std::uintptr_t>(module.dli_fbase);
+}
+
+void time_is_up(std::uintptr_t place) {
+    Report& report = describe();
+    report.has_place = 1;
+    locate(place, report.places[0]);
+    say(report,
+        "ran for %g seconds of processor time without an end: a loop that waits for ever? BP_EMULATOR_TIMEOUT sets the "
+        "limit, 0 for none",
+        launch.request.timeout);
+    leave();
 }
 
 void fault(Site site, const char* format, ...) {
@@ -172,9 +239,11 @@ void install_signal_handlers() {
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
     sigemptyset(&action.sa_mask);
     for (int i = 0; i < caught_count; ++i) sigaction(caught_signals[i], &action, &previous_actions[i]);
+    start_timer(launch.request.timeout);
 }
 
 void restore_signal_handlers() {
+    stop_timer();
     for (int i = 0; i < caught_count; ++i) sigaction(caught_signals[i], &previous_actions[i], nullptr);
     sigaltstack(&previous_stack, nullptr);
 }

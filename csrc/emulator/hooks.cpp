@@ -20,10 +20,11 @@ void note_atomic(void* address, unsigned long long bytes, const void* place) {
 
 using namespace emulator;
 
-// The hooks that -fsanitize=thread puts before every access to memory; its own runtime is not linked.
+// The hooks that -fsanitize=thread puts before every access to memory; its runtime is not linked. Of 8 bytes and more
+// it may be a structure that is copied.
 #define BP_HOOK(name, kind, bytes, aligned)                                                  \
     extern "C" void __tsan_##name(void* address) {                                           \
-        detector_access(Access::kind, address, bytes, __builtin_return_address(0), aligned);         \
+        detector_access(Access::kind, address, bytes, __builtin_return_address(0), aligned, bytes < 8);      \
     }
 #define BP_HOOKS(bytes)                                    \
     BP_HOOK(read##bytes, read, bytes, true)                \
@@ -45,18 +46,18 @@ void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
 void __tsan_read_range(void* address, unsigned long bytes) {
-    detector_access(Access::read, address, bytes, __builtin_return_address(0), false);
+    detector_access(Access::read, address, bytes, __builtin_return_address(0), false, false);
 }
 void __tsan_write_range(void* address, unsigned long bytes) {
     detector_access(Access::write, address, bytes, __builtin_return_address(0), false);
 }
 void* __tsan_memcpy(void* to, const void* from, unsigned long bytes) {
-    detector_access(Access::read, from, bytes, __builtin_return_address(0), false);
+    detector_access(Access::read, from, bytes, __builtin_return_address(0), false, false);
     detector_access(Access::write, to, bytes, __builtin_return_address(0), false);
     return std::memcpy(to, from, bytes);
 }
 void* __tsan_memmove(void* to, const void* from, unsigned long bytes) {
-    detector_access(Access::read, from, bytes, __builtin_return_address(0), false);
+    detector_access(Access::read, from, bytes, __builtin_return_address(0), false, false);
     detector_access(Access::write, to, bytes, __builtin_return_address(0), false);
     return std::memmove(to, from, bytes);
 }

@@ -1,7 +1,10 @@
 // Device memory: each array ends at a page that cannot be touched, and has canary bytes around it.
+//
+// Memory of a released array stays for a while, known as such and filled with 0xff: what still points there reads NaN.
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <array>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -20,7 +23,7 @@ namespace {
 
 // NaN in every floating-point type where it is read, and different from the poison of unwritten memory.
 constexpr unsigned char canary[2] = {0xfd, 0xff};
-constexpr std::size_t most_canary_before = 64;
+constexpr std::size_t most_canary = 4096;  // on one side: all that lies before an array in its first page
 constexpr std::size_t alignment = 16;
 constexpr std::size_t most_kept_bytes = std::size_t(256) << 20;
 
@@ -28,12 +31,13 @@ struct Mapping {
     std::size_t pages;    // without the guard page at each end
     std::uintptr_t begin, end;  // of the array
     bool sparse;
+    bool released;
 };
 
 struct Arrays {
     std::mutex mutex;
-    std::map<std::uintptr_t, Mapping> mappings;                // by the address of the first page, a guard
-    std::multimap<std::size_t, std::uintptr_t> released;  // mappings to use again, by pages
+    std::map<std::uintptr_t, Mapping> mappings;           // by the address of the first page, a guard
+    std::multimap<std::size_t, std::uintptr_t> released;  // of them, those to use again, by pages
     std::size_t released_bytes = 0;
 };
 
@@ -69,24 +73,34 @@ struct Canaries {
 Canaries canaries(std::uintptr_t first, const Mapping& mapping) {
     const std::uintptr_t pages_begin = first + page_bytes(), pages_end = pages_begin + mapping.pages * page_bytes();
     const std::size_t slack = mapping.begin - pages_begin;
-    const std::size_t before = slack < most_canary_before ? slack : most_canary_before;
+    const std::size_t before = slack < most_canary ? slack : most_canary;
     return {{reinterpret_cast<unsigned char*>(mapping.begin - before), reinterpret_cast<unsigned char*>(mapping.end)},
             {before, pages_end - mapping.end}};
 }
 
+// Canary bytes as they lie from this address on.
+const unsigned char* pattern(const void* address) {
+    static const auto bytes = [] {
+        std::array<unsigned char, most_canary + 1> all;
+        for (std::size_t i = 0; i < all.size(); ++i) all[i] = canary[i & 1];
+        return all;
+    }();
+    return bytes.data() + (reinterpret_cast<std::uintptr_t>(address) & 1);
+}
+
 void write_canaries(const Canaries& around) {
     for (int side = 0; side < 2; ++side)
-        for (std::size_t i = 0; i < around.bytes[side]; ++i)
-            around.begin[side][i] = canary[reinterpret_cast<std::uintptr_t>(around.begin[side] + i) & 1];
+        std::memcpy(around.begin[side], pattern(around.begin[side]), around.bytes[side]);
 }
 
 // The first byte that differs, or 0.
 std::uintptr_t damaged(const Canaries& around) {
-    for (int side = 0; side < 2; ++side)
-        for (std::size_t i = 0; i < around.bytes[side]; ++i) {
-            const auto address = reinterpret_cast<std::uintptr_t>(around.begin[side] + i);
-            if (around.begin[side][i] != canary[address & 1]) return address;
-        }
+    for (int side = 0; side < 2; ++side) {
+        const unsigned char *found = around.begin[side], *expected = pattern(found);
+        if (std::memcmp(found, expected, around.bytes[side]) == 0) continue;
+        while (*found == *expected) ++found, ++expected;
+        return reinterpret_cast<std::uintptr_t>(found);
+    }
     return 0;
 }
 
@@ -99,10 +113,11 @@ Range allocation_at(const void* address) {
     const std::lock_guard<std::mutex> lock(all.mutex);
     const auto at = reinterpret_cast<std::uintptr_t>(address);
     auto next = all.mappings.upper_bound(at);
-    if (next == all.mappings.begin()) return {0, 0};
+    if (next == all.mappings.begin()) return {};
     --next;
-    if (at >= next->first + (next->second.pages + 2) * page_bytes()) return {0, 0};
-    return {next->second.begin, next->second.end};
+    const Mapping& mapping = next->second;
+    if (at >= next->first + (mapping.pages + 2) * page_bytes()) return {};
+    return {mapping.begin, mapping.end, mapping.released};
 }
 
 // The dynamic shared memory of every launch ends here, at a guard page.
@@ -118,7 +133,7 @@ char* dynamic_shared_end() {
 
 using namespace emulator;
 
-// What a damaged canary says; `pointer` 0: all are whole.
+// What a damaged canary says; `pointer` 0: all are whole; `address` 0: the array itself was released.
 struct Damage {
     unsigned long long pointer, bytes, address;
 };
@@ -126,6 +141,10 @@ struct Damage {
 namespace {
 
 Damage damage_of(std::uintptr_t first, const Mapping& mapping) {
+    if (mapping.released) {
+        std::memset(reinterpret_cast<void*>(mapping.begin), 0xff, mapping.end - mapping.begin);  // for the next one
+        return {mapping.begin, mapping.end - mapping.begin, 0};
+    }
     const Canaries around = canaries(first, mapping);
     const std::uintptr_t address = damaged(around);
     if (!address) return {0, 0, 0};
@@ -144,7 +163,8 @@ extern "C" unsigned long long bp_allocate(unsigned long long bytes, int kind) {
     const std::lock_guard<std::mutex> lock(all.mutex);
     std::uintptr_t first = 0;
     const auto kept = kind == 2 ? all.released.end() : all.released.find(pages);
-    if (kept != all.released.end()) {
+    const bool used_before = kept != all.released.end();
+    if (used_before) {
         first = kept->second;
         all.released.erase(kept);
         all.released_bytes -= pages * page;
@@ -153,10 +173,11 @@ extern "C" unsigned long long bp_allocate(unsigned long long bytes, int kind) {
         if (!first) return 0;
     }
     const std::uintptr_t begin = first + (pages + 1) * page - rounded;
-    const Mapping mapping{pages, begin, begin + bytes, kind == 2};
-    if (kind != 2) std::memset(reinterpret_cast<void*>(begin), kind == 0 ? 0xff : 0, bytes);
+    const Mapping mapping{pages, begin, begin + bytes, kind == 2, false};
+    // What was used before holds 0xff by now, new pages hold zeros.
+    if (used_before != (kind == 0)) std::memset(reinterpret_cast<void*>(begin), kind == 0 ? 0xff : 0, bytes);
     write_canaries(canaries(first, mapping));
-    all.mappings.emplace(first, mapping);
+    all.mappings[first] = mapping;
     ++allocation_changes;
     return begin;
 }
@@ -167,14 +188,16 @@ extern "C" Damage bp_free(unsigned long long pointer) {
     auto found = all.mappings.upper_bound(pointer);
     --found;
     const std::uintptr_t first = found->first;
-    const Mapping mapping = found->second;
+    Mapping& mapping = found->second;
     const Damage damage = damage_of(first, mapping);
-    all.mappings.erase(found);
     ++allocation_changes;
     const std::size_t bytes = mapping.pages * page_bytes();
     if (mapping.sparse || all.released_bytes + bytes > most_kept_bytes) {
         munmap(reinterpret_cast<void*>(first), bytes + 2 * page_bytes());
+        all.mappings.erase(found);
     } else {
+        std::memset(reinterpret_cast<void*>(first + page_bytes()), 0xff, bytes);
+        mapping.released = true;
         all.released.emplace(mapping.pages, first);
         all.released_bytes += bytes;
     }
@@ -185,13 +208,14 @@ extern "C" Damage bp_check_canaries() {
     Arrays& all = arrays();
     const std::lock_guard<std::mutex> lock(all.mutex);
     for (const auto& [first, mapping] : all.mappings) {
+        if (mapping.released) continue;
         const Damage damage = damage_of(first, mapping);
         if (damage.pointer) return damage;
     }
     return {0, 0, 0};
 }
 
-// Of the array that holds the address; whole where there is none.
+// Of the array that holds the address, or held it; whole where there is none.
 extern "C" Damage bp_check_array(unsigned long long pointer) {
     Arrays& all = arrays();
     const std::lock_guard<std::mutex> lock(all.mutex);

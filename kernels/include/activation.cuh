@@ -20,10 +20,12 @@ __device__ __forceinline__ float silu(float x) {
     return from_below(x) * logistic<Type>(x);
 }
 
+// sigma + x sigma (1 - sigma). A large x would multiply the rounding of 1 - sigma, so that is not left to a difference:
+// with e = e^-|x|, sigma (1 - sigma) = e / (1 + e)^2.
 template <typename Type>
 __device__ __forceinline__ float silu_slope(float x) {
-    const float s = logistic<Type>(x);
-    return s + s * (held(x) * (1.0f - s));
+    const float e = exponential<Type>(-fabsf(x)), s = reciprocal(1.0f + e), t = e * s;
+    return (x < 0.0f ? t : s) + t * s * held(x);
 }
 
 // GELU by the normal distribution. x Phi(x) = max(x, 0) - a P(X > a) with a = |x|, on either side of zero.
@@ -56,8 +58,7 @@ __device__ __forceinline__ float gelu_tanh(float x) {
     return from_below(x) * reciprocal(1.0f + gelu_tanh_exponential(x));
 }
 
-// sigma + x sigma (1 - sigma) (2u)'. The cubic (2u)' is large where 1 - sigma is small, so that is not left to a
-// difference: with e = e^-|2u|, sigma (1 - sigma) = e / (1 + e)^2.
+// sigma + x sigma (1 - sigma) (2u)', as silu_slope with e = e^-|2u|: the cubic (2u)' is large where 1 - sigma is small.
 template <typename Type>
 __device__ __forceinline__ float gelu_tanh_slope(float x) {
     const float h = held(x), e = gelu_tanh_exponential(fabsf(x)), s = reciprocal(1.0f + e), t = e * s;

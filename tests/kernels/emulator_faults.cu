@@ -379,3 +379,135 @@ extern "C" __global__ __launch_bounds__(THREADS) void copy_to_global_fixed(const
     __syncthreads();
     y[threadIdx.x] = tile[threadIdx.x];
 }
+
+// A write past one shared array hits the next one, which no guard page lies between.
+extern "C" __global__ __launch_bounds__(THREADS) void past_a_shared_array(const float* x, float* y) {
+    __shared__ float first[THREADS];
+    __shared__ float second[THREADS];
+    first[threadIdx.x] = second[threadIdx.x] = 0.0f;
+    __syncthreads();
+    if (threadIdx.x == 0) first[static_cast<int>(x[THREADS - 1])] = 1.0f;  // x counts from 1
+    __syncthreads();
+    y[threadIdx.x] = first[threadIdx.x] + second[threadIdx.x];
+}
+
+extern "C" __global__ __launch_bounds__(THREADS) void past_a_shared_array_fixed(const float* x, float* y) {
+    __shared__ float first[THREADS];
+    __shared__ float second[THREADS];
+    first[threadIdx.x] = second[threadIdx.x] = 0.0f;
+    __syncthreads();
+    if (threadIdx.x == 0) first[static_cast<int>(x[THREADS - 2])] = 1.0f;
+    __syncthreads();
+    y[threadIdx.x] = first[threadIdx.x] + second[threadIdx.x];
+}
+
+extern "C" __global__ __launch_bounds__(THREADS) void past_a_local_array(const float* x, float* y) {
+    float mine[4] = {1.0f, 2.0f, 3.0f, 4.0f};
+    mine[static_cast<int>(x[threadIdx.x]) % 5] = 7.0f;
+    y[threadIdx.x] = mine[0] + mine[1] + mine[2] + mine[3];
+}
+
+extern "C" __global__ __launch_bounds__(THREADS) void past_a_local_array_fixed(const float* x, float* y) {
+    float mine[4] = {1.0f, 2.0f, 3.0f, 4.0f};
+    mine[static_cast<int>(x[threadIdx.x]) % 4] = 7.0f;
+    y[threadIdx.x] = mine[0] + mine[1] + mine[2] + mine[3];
+}
+
+// Launched with 61 floats of dynamic shared memory, which the engine rounds up to a multiple of 16 bytes.
+extern "C" __global__ __launch_bounds__(THREADS) void rounding_of_dynamic_shared(const float* x, float* y) {
+    DYNAMIC_SHARED(float, tile);
+    if (threadIdx.x < 62) tile[threadIdx.x] = x[threadIdx.x];
+    __syncthreads();
+    y[threadIdx.x] = tile[threadIdx.x % 61];
+}
+
+extern "C" __global__ __launch_bounds__(THREADS) void rounding_of_dynamic_shared_fixed(const float* x, float* y) {
+    DYNAMIC_SHARED(float, tile);
+    if (threadIdx.x < 61) tile[threadIdx.x] = x[threadIdx.x];
+    __syncthreads();
+    y[threadIdx.x] = tile[threadIdx.x % 61];
+}
+
+extern "C" __global__ __launch_bounds__(THREADS) void before_dynamic_shared(const float* x, float* y) {
+    DYNAMIC_SHARED(float, tile);
+    y[threadIdx.x] = x[threadIdx.x];
+    if (threadIdx.x == 0) y[0] = tile[-1];
+}
+
+extern "C" __global__ __launch_bounds__(THREADS) void before_dynamic_shared_fixed(const float* x, float* y) {
+    DYNAMIC_SHARED(float, tile);
+    if (threadIdx.x == 0) tile[0] = x[0];
+    y[threadIdx.x] = x[threadIdx.x];
+    if (threadIdx.x == 0) y[0] = tile[0];
+}
+
+// Eight bytes at a time, as two registers: a compiler for a CPU would make two loads of them that work anywhere.
+extern "C" __global__ __launch_bounds__(THREADS) void misaligned_pair(const float* x, float* y) {
+    const float2 pair = *reinterpret_cast<const float2*>(x + 1);
+    y[threadIdx.x] = pair.x + pair.y;
+}
+
+extern "C" __global__ __launch_bounds__(THREADS) void misaligned_pair_fixed(const float* x, float* y) {
+    const float2 pair = *reinterpret_cast<const float2*>(x + 2);
+    y[threadIdx.x] = pair.x + pair.y;
+}
+
+// An atomic within the block tells nothing of what another block has done.
+extern "C" __global__ __launch_bounds__(THREADS) void shared_atomic_between_blocks(const float* x, float* y) {
+    __shared__ int count;
+    if (threadIdx.x == 0) count = 0;
+    __syncthreads();
+    atomicAdd(&count, 1);
+    __syncthreads();
+    y[blockIdx.x * THREADS + threadIdx.x] = x[threadIdx.x] + static_cast<float>(count);
+    if (blockIdx.x == 1) y[THREADS + threadIdx.x] += y[threadIdx.x];
+}
+
+extern "C" __global__ __launch_bounds__(THREADS) void shared_atomic_between_blocks_fixed(const float* x, float* y) {
+    __shared__ int count;
+    if (threadIdx.x == 0) count = 0;
+    __syncthreads();
+    atomicAdd(&count, 1);
+    __syncthreads();
+    y[blockIdx.x * THREADS + threadIdx.x] = x[threadIdx.x] + static_cast<float>(count);
+}
+
+// A structure with padding, which is copied with it and was never written.
+struct Padded {
+    float value;
+    int64 index;
+};
+
+extern "C" __global__ __launch_bounds__(THREADS) void unwritten_structure(const float* x, float* y) {
+    __shared__ Padded tile[THREADS];
+    if (threadIdx.x < 63) tile[threadIdx.x].value = x[threadIdx.x], tile[threadIdx.x].index = threadIdx.x;
+    __syncthreads();
+    const Padded mine = threadIdx.x < 64 ? tile[threadIdx.x] : Padded{0.0f, 0};
+    y[threadIdx.x] = mine.value + static_cast<float>(mine.index);
+}
+
+extern "C" __global__ __launch_bounds__(THREADS) void unwritten_structure_fixed(const float* x, float* y) {
+    __shared__ Padded tile[THREADS];
+    tile[threadIdx.x].value = x[threadIdx.x], tile[threadIdx.x].index = threadIdx.x;
+    __syncthreads();
+    const Padded mine = threadIdx.x < 64 ? tile[threadIdx.x] : Padded{0.0f, 0};
+    y[threadIdx.x] = mine.value + static_cast<float>(mine.index);
+}
+
+// Waits for a number that nobody writes.
+extern "C" __global__ __launch_bounds__(THREADS) void endless_loop(const float* x, float* y) {
+    const volatile float* const flag = x;
+    while (flag[0] != 0.0f) {}
+    y[threadIdx.x] = x[threadIdx.x];
+}
+
+extern "C" __global__ __launch_bounds__(THREADS) void endless_loop_fixed(const float* x, float* y) {
+    const volatile float* const flag = x;
+    while (flag[0] != 1.0f) {}
+    y[threadIdx.x] = x[threadIdx.x];
+}
+
+// The first element of y is `at` elements away from y.
+extern "C" __global__ __launch_bounds__(THREADS) void write_far_away(float* y, int64 at) {
+    if (threadIdx.x == 0) y[at] = 1.0f;
+}

@@ -22,8 +22,9 @@ class EmulatorDevice(CudaDevice):
     """Runs `kernels/*.cu` on the CPU.
 
     detector: whether each access is watched: two that conflict and that nothing orders raise KernelFault. seed: of the
-    order in which blocks and threads run; 0 takes them by number. Both are read from BP_EMULATOR_DETECTOR (1: on) and
-    BP_EMULATOR_SEED at first.
+    order in which blocks and threads run; 0 takes them by number. timeout: seconds of processor time after which a
+    launch raises KernelFault, as one that never ends; 0: never. They are read from BP_EMULATOR_DETECTOR (1: on),
+    BP_EMULATOR_SEED and BP_EMULATOR_TIMEOUT at first.
     """
 
     name = "emulator"
@@ -40,6 +41,7 @@ class EmulatorDevice(CudaDevice):
         EmulatorArray.device = self
         self.detector = os.environ.get("BP_EMULATOR_DETECTOR", "0") == "1"
         self.seed = int(os.environ.get("BP_EMULATOR_SEED", "0"))
+        self.timeout = float(os.environ.get("BP_EMULATOR_TIMEOUT", engine.TIMEOUT))
 
     def allocate(self, shape: Shape, dtype: Any) -> EmulatorArray:
         known = known_dtype(dtype)
@@ -78,6 +80,7 @@ class EmulatorDevice(CudaDevice):
             variant.threads,
             variant.shared_bytes(values),
             seed=self.seed,
+            timeout=self.timeout,
         )
 
     def synchronize(self) -> None:

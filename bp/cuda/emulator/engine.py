@@ -15,6 +15,7 @@ from bp.errors import BPError, ConfigurationError
 _MAX_GRID = (2**31 - 1, 65535, 65535)
 _MAX_THREADS = 1024
 _MAX_SHARED = 227 * 1024  # of a block on sm_90, the most there is
+TIMEOUT = 300.0
 
 
 class KernelFault(BPError, RuntimeError):
@@ -58,6 +59,7 @@ class _Request(ctypes.Structure):
         ("seed", ctypes.c_ulonglong),
         ("first_block", ctypes.c_ulonglong),
         ("block_count", ctypes.c_ulonglong),
+        ("timeout", ctypes.c_double),
     ]
 
 
@@ -111,12 +113,14 @@ def launch(
     seed: int = 0,
     first_block: int = 0,
     block_count: int | None = None,
+    timeout: float = TIMEOUT,
 ) -> None:
     """Run a kernel to its end.
 
     function: `Unit.function(name)`. values: one ctypes object for each parameter. threads: of a block. shared: bytes of
     dynamic shared memory. seed: of the order in which blocks and threads run; 0 takes them by number. first_block,
-    block_count: run only these blocks of the grid, numbered with x fastest.
+    block_count: run only these blocks of the grid, numbered with x fastest. timeout: seconds of processor time after
+    which a launch counts as one that never ends; 0: never.
     Raises KernelFault where the kernel goes wrong (arrays then hold what was written before), ConfigurationError for a
     launch that no GPU would take.
     """
@@ -132,7 +136,7 @@ def launch(
     if first_block < 0 or count < 0 or first_block + count > blocks:
         raise ConfigurationError(f"kernel {name} has {blocks} blocks, asked for {count} from {first_block} on")
     arguments = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-    request = _Request(function, ctypes.addressof(arguments), grid, size, shared, seed, first_block, count)
+    request = _Request(function, ctypes.addressof(arguments), grid, size, shared, seed, first_block, count, timeout)
     engine = _engine()
     report = _Report()
     if engine.bp_launch(request, report):
@@ -223,6 +227,8 @@ def check_canaries() -> None:
 
 
 def _raise_damage(damage: _Damage, kernel: str) -> None:
+    if damage.pointer and not damage.address:
+        raise KernelFault(kernel, f"an argument is an array of {damage.bytes} bytes that was released before")
     if damage.pointer:
         past = damage.address - damage.pointer
         where = f"byte {past} of" if past >= 0 else f"{-past} bytes before"

@@ -24,8 +24,13 @@ from bp.errors import ConfigurationError
 # Contraction to fused multiply-adds differs between processors: without it every machine computes the same. Kernels
 # read an array under other types (16 bytes at a time), which CUDA allows and strict aliasing does not.
 _COMMON = ("-std=c++17", "-O2", "-g1", "-fPIC", "-fno-math-errno", "-ffp-contract=off", "-fno-strict-aliasing")
-_UNIT = ("-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-DBP_EMULATOR")
-_DETECTOR = ("-fsanitize=thread", "-DBP_DETECTOR")
+# A vector at a misaligned address is a trap here too, though the processor would split the access. It costs nothing.
+_UNIT = (
+    *("-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-DBP_EMULATOR"),
+    *("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"),
+)
+# An index beyond an array of known length is a trap: the hooks cannot tell what lies behind it from a neighbour.
+_DETECTOR = ("-fsanitize=thread,bounds", "-DBP_DETECTOR")
 # The engine's symbols are found when the unit is loaded; Linux allows that without a word.
 _LINK = ("-shared", "-undefined", "dynamic_lookup") if sys.platform == "darwin" else ("-shared",)
 
