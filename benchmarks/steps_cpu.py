@@ -67,6 +67,7 @@ def measure(name: str, repeats: int) -> dict[str, list[float]]:
     for side in SIDES:
         ours, theirs = context.Pipe()
         context.Process(target=take_turns, args=(side, name, theirs), daemon=True).start()
+        theirs.close()  # so that a process that ends early ends this one too, with an EOFError
         pipes.append(ours)
         times |= {who: [] for who in ours.recv()}
     for _ in range(repeats):
