@@ -9,14 +9,14 @@ import numpy as np
 from bp.cli.arguments import split
 from bp.cli.session import make_session
 from bp.config import Config, resolve
-from bp.cuda import nvrtc
+from bp.cuda import gpu, nvrtc
 from bp.cuda.emulator.device import device as emulator
 from bp.cuda.emulator.unit import compile_unit as compile_for_emulator
 from bp.cuda.kernel import Unit
 from bp.cuda.plan import device as plan
 from bp.data import Loader, Subset
 from bp.errors import ConfigurationError
-from bp.ops.device import find_device, resolve_precision
+from bp.ops.device import resolve_precision
 
 HELP = """usage: bp warmup [RECIPE | FILE.yaml] [--arch NAME] [--section.key value ...]
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
         return
     emulated = architecture is None and resolve(recipe, settings).device == "emulator"
     if architecture is None and not emulated:
-        architecture = getattr(find_device("cuda"), "architecture")  # noqa: B009  # GPUs alone have one
+        architecture = gpu.device().architecture
     started = time.perf_counter()
     with planning_for(emulator.capability if architecture is None else nvrtc.capability(architecture)):
         config = resolve(recipe, settings, device=plan)

@@ -15,9 +15,8 @@ precisions = ("fp32", "fp64")
 
 def empty(shape: Shape, dtype: Any) -> np.ndarray:
     """An uninitialised C-contiguous array: a free slot of the active `StepMemory`, or a fresh one."""
-    memory = getattr(
-        _active, "memory", None
-    )  # `active_memory()` spelled out: every output of a small step comes by here
+    # `active_memory()` spelled out: every output of a small step comes by here.
+    memory = getattr(_active, "memory", None)
     return np.empty(shape, dtype) if memory is None or memory.device != name else memory.empty(shape, dtype)
 
 

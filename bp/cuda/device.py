@@ -272,9 +272,3 @@ def expect_storable(name: str, dtype: np.dtype[Any]) -> None:
     """Raise DtypeError unless arrays of a dtype can lie on a device: floats, integers and bools of up to 8 bytes."""
     if not (dtype.kind in "fiub" or is_floating(dtype)) or dtype.itemsize > 8:
         raise DtypeError(f"device '{name}' has arrays of floats, integers and bools, got dtype {dtype}")
-
-
-def expect_floating(name: str, dtype: np.dtype[Any]) -> None:
-    """Raise DtypeError unless a dtype is one that kernels compute in: float32, float16 or bfloat16."""
-    if not is_floating(dtype) or dtype.itemsize > 4:
-        raise DtypeError(f"device '{name}' computes in float32, float16 and bfloat16, got {dtype}")

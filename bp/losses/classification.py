@@ -88,10 +88,9 @@ class CrossEntropyLoss(_ByClass):
             return ops.soft_cross_entropy(predictions, targets, weight, control, smoothing, gradient)
         return ops.softmax_cross_entropy(predictions, targets, weight, control, self.ignore_index, smoothing, gradient)
 
-    def writes_in_place(self, targets: Array) -> bool:
-        return not is_floating(targets.dtype)
-
-    def terms_in_place(self, predictions: Array, targets: Array, control: Array) -> tuple[Array, Array]:
+    def terms_in_place(self, predictions: Array, targets: Array, control: Array) -> tuple[Array, Array | None] | None:
+        if is_floating(targets.dtype):
+            return None
         weight, smoothing = self.weights_for(predictions), self.label_smoothing
         settings = control, self.ignore_index, smoothing, True, predictions
         return ops.softmax_cross_entropy(predictions, targets, weight, *settings)

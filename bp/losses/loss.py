@@ -63,13 +63,9 @@ class Loss:
         """The loss of each term, and with `gradient` dL/dpredictions of the mean (see `bp.ops.loss`)."""
         raise NotImplementedError(f"{self.label} has no terms")
 
-    def writes_in_place(self, targets: Array) -> bool:
-        """Whether `terms_in_place` is there for such targets."""
-        return False
-
-    def terms_in_place(self, predictions: Array, targets: Array, control: Array) -> tuple[Array, Array]:
-        """As `terms` with the gradient, which takes the memory of the predictions."""
-        raise NotImplementedError(f"{self.label} does not write in place")
+    def terms_in_place(self, predictions: Array, targets: Array, control: Array) -> tuple[Array, Array | None] | None:
+        """As `terms` with the gradient, which takes the memory of the predictions; None where a loss cannot do that."""
+        return None
 
     def forward(self, predictions: Array, targets: Array, ctx: Context) -> Array:
         """The loss, of shape () (or one per term); saves the gradient on `ctx` for `backward`.
@@ -85,10 +81,10 @@ class Loss:
                 count = self.count(device_of(targets).to_host(targets))
             entry = control[LOSS_DENOMINATOR : LOSS_DENOMINATOR + 1]
             device_of(control).fill(entry, self.denominator(count or 0.0))
-        if ctx.predictions_unneeded and ctx.saving and self.writes_in_place(targets):
-            losses, gradient = self.terms_in_place(predictions, targets, control)
-        else:
-            losses, gradient = self.terms(predictions, targets, control, ctx.saving)
+        done = None
+        if ctx.predictions_unneeded and ctx.saving:
+            done = self.terms_in_place(predictions, targets, control)
+        losses, gradient = done or self.terms(predictions, targets, control, ctx.saving)
         ctx.save(self, gradient, losses.shape)
         return losses if self.reduction == "none" else ops.mean_of_terms(losses, control)
 

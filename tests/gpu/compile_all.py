@@ -1,6 +1,7 @@
 """Compiles every variant for the GPU at hand, or for the emulator, into the disk cache, as many at once as cores."""
 
 import argparse
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -17,9 +18,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
     device: Any = find_device(parser.parse_args().device)
-    build: Callable[..., Any] = lambda path, defines: unit.compile_unit(path, defines, detector=False)  # noqa: E731
+    build: Callable[..., Any] = functools.partial(unit.compile_unit, detector=False)
     if device.name == "cuda":
-        build = lambda path, defines: nvrtc.compile_unit(path, defines, device.architecture)  # noqa: E731
+        build = functools.partial(nvrtc.compile_unit, architecture=device.architecture)
     units = [(s.path, defines) for s in load() if s.least <= device.capability for defines in s.units()]
     begun = time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
