@@ -1,12 +1,15 @@
 """Imports run one way, and bp needs nothing that is optional."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import bp
 
 PACKAGE = Path(__file__).parent.parent / "bp"
 
@@ -19,12 +22,12 @@ ORDER = [
     ["layers"],
     ["losses", "optimizers", "models", "checkpoint", "checking"],
     ["callbacks", "diagnostics", "planning"],
-    ["memory_plan"],
+    ["memory"],
     ["resuming"],
     ["trainer"],
     ["config"],
     [""],  # bp itself: the names that a user sees
-    ["doctor"],
+    ["doctor", "bench"],
     ["cli"],
     ["__main__"],
 ]
@@ -32,7 +35,7 @@ HEIGHT = {room: height for height, rooms in enumerate(ORDER) for room in rooms}
 
 # Only these may name a device's package; everything else reaches devices through `ops`.
 DEVICE_PACKAGES = {"cpu", "cuda"}
-KNOW_DEVICES = {"cpu", "cuda", "doctor", "cli"}
+KNOW_DEVICES = {"cpu", "cuda", "doctor", "bench", "cli"}
 
 # `find_device` looks a device up by its name, when it is called.
 EXCEPTIONS = {("bp.ops.device", "bp.cpu"), ("bp.ops.device", "bp.cuda"), ("bp.ops.device", "bp.cuda.emulator")}
@@ -112,12 +115,74 @@ def python(code: str) -> str:
 
 
 OPTIONAL = ["torch", "cupy", "matplotlib", "tensorboard", "bp.cpu._native"]
+# Used by a part of bp: to write, to plot, to print, to download, to compile; no name of bp needs them yet.
 DEFERRED = ["rich", "safetensors", "yaml", "jsonargparse", *OPTIONAL[:-1]]
+DEFERRED += ["http.client", "concurrent.futures", "importlib.metadata", "bp.bench", "bp.cli", "bp.cuda"]
 
 
-def test_import_bp_loads_nothing_that_it_does_not_need_yet():
-    loaded = python("import sys, bp; print(*sys.modules)").split()
+def test_import_bp_loads_numpy_and_no_more():
+    # numpy.random and its like are loaded by NumPy when they are first used
+    loaded = python("import sys, numpy; before = set(sys.modules); import bp; print(*set(sys.modules) - before)")
+    assert sorted(loaded.split()) == ["bp", "bp.threads"]
+
+
+def test_names_of_bp_load_nothing_that_they_do_not_need_yet():
+    loaded = python("import sys\nfrom bp import *\nprint(*sys.modules)").split()
+    assert "bp.trainer" in loaded
     assert [name for name in DEFERRED if name in loaded] == []
+
+
+def test_type_checkers_read_the_names_that_there_are():
+    """What stands under TYPE_CHECKING in bp/__init__.py, carried out, is what its table of names gives."""
+    (block,) = [node for node in dict(modules())["bp"].body if isinstance(node, ast.If)]
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    read: dict[str, object] = {}
+    exec(compile(ast.Module(block.body, []), "bp/__init__.py", "exec"), read)
+    del read["__builtins__"]
+    assert sorted([*read, "threads"]) == sorted(bp.__all__)
+    assert [name for name, value in read.items() if getattr(bp, name) is not value] == []
+
+
+def test_names_of_bp_are_listed_and_can_be_taken_all_at_once():
+    code = "import bp\nfrom bp import *\nprint(*(name for name in dir(bp) if name not in globals()))"
+    assert python(code).split() == ["__version__"]
+    assert dir(bp) == sorted({"__version__", *bp.__all__})
+    assert len(bp.__all__) == len(set(bp.__all__))
+
+
+@pytest.mark.parametrize("name", ["schedules", "data", "Linear", "memory_plan"])
+def test_a_name_of_bp_is_there_however_it_is_asked_for(name):
+    python(f"import bp; first = bp.{name}; assert first is bp.{name}; from bp import {name}; assert {name} is first")
+    python(f"import bp.cli.train, bp.planning, bp.memory; from bp import {name}; assert {name} is bp.{name}")
+
+
+def test_no_name_of_bp_is_also_a_file():
+    # import bp.trainer sets the attribute `trainer` of bp; what bears that name has to be that module
+    assert [name for name in bp.__all__ if name in HEIGHT and getattr(bp, name).__name__ != f"bp.{name}"] == []
+
+
+def test_a_misspelled_name_of_bp_is_an_error():
+    with pytest.raises(AttributeError, match="module 'bp' has no attribute 'Lineer'"):
+        bp.Lineer  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'Lineer' from 'bp'"):
+        from bp import Lineer  # noqa: F401
+
+
+def test_mypy_knows_the_names_of_bp(tmp_path):
+    pytest.importorskip("mypy", reason="mypy is not installed: pip install 'bp[dev]'")
+    lines = ["import bp", "reveal_type(bp.Linear(1, 2))", "reveal_type(bp.schedules.Linear())", "bp.Lineer"]
+    lines += ["from bp import *", "reveal_type(Trainer.fit)"]
+    (tmp_path / "user.py").write_text("\n".join(lines) + "\n")
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--config-file=", "user.py"]
+    paths = os.environ | {"MYPYPATH": str(PACKAGE.parent)}
+    done = subprocess.run(command, cwd=tmp_path, env=paths, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    said = dict(line.removeprefix("user.py:").split(": ", 1) for line in done.stdout.splitlines()[:-1])
+    assert said["2"] == 'note: Revealed type is "bp.layers.linear.Linear"'
+    assert said["3"] == 'note: Revealed type is "bp.schedules.whole_run.Linear"'
+    assert said["4"].startswith('error: Module has no attribute "Lineer"')
+    assert said["6"].endswith('-> bp.history.History"')
+    assert len(said) == 4
 
 
 TRAINS = """

@@ -24,6 +24,9 @@ def parameters(model):
         ("resnet32", (32, 32, 3), 10, 466_906),  # 0.46M
         ("resnet56", (32, 32, 3), 10, 855_770),  # 0.85M
         ("resnet20", (32, 32, 3), 100, 278_324),
+        ("resnet18", (224, 224, 3), 1000, 11_689_512),  # these three as of PyTorch's torchvision
+        ("resnet34", (224, 224, 3), 1000, 21_797_672),
+        ("resnet50", (224, 224, 3), 1000, 25_557_032),
         ("vgg11", (32, 32, 3), 10, 9_228_362),
     ],
 )
@@ -58,6 +61,9 @@ def test_every_activation_can_be_named(activation):
         ("cnn", (8, 8, 2), {"channels": [3, 4], "hidden": 5, "dropout": 0.3}),
         ("resnet20", (8, 8, 3), {}),
         ("resnet20", (9, 7, 1), {"zero_init_residual": True}),
+        ("resnet18", (33, 47, 1), {"width": 3}),
+        ("resnet50", (40, 33, 3), {"width": 2}),
+        ("resnet50", (40, 33, 3), {"width": 2, "zero_init_residual": True}),
         ("vgg11", (32, 32, 3), {"dropout": 0.1}),
     ],
 )
@@ -79,12 +85,19 @@ def test_every_parameter_of_a_model_gets_a_gradient(name, shape, settings):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"),
-    [("mlp", (6,)), ("lenet", (28, 28, 1)), ("cnn", (12, 12, 2)), ("resnet20", (8, 8, 3))],
+    ("name", "shape", "settings"),
+    [
+        ("mlp", (6,), {}),
+        ("lenet", (28, 28, 1), {}),
+        ("cnn", (12, 12, 2), {}),
+        ("resnet20", (8, 8, 3), {}),
+        ("resnet18", (33, 39, 1), {"width": 2}),
+        ("resnet50", (39, 33, 3), {"width": 2}),
+    ],
 )
-def test_backward_agrees_with_central_differences(name, shape):
+def test_backward_agrees_with_central_differences(name, shape, settings):
     # At this size there are always kinks of a ReLU close by, and a pooling over equal numbers.
-    model = models.MODELS.get(name)(shape, classes=4)
+    model = models.MODELS.get(name)(shape, classes=4, **settings)
     model.build(shape)
     x = np.maximum(np.random.default_rng(0).standard_normal((2, *shape)), 0)
     comparisons = check(model, x)
@@ -109,31 +122,59 @@ def test_zero_initialised_residual_blocks_are_the_identity():
     np.testing.assert_array_equal(block.forward(x, bp.Context()), x)
 
 
-@pytest.mark.parametrize("name", ["resnet20"])
-def test_resnet_forward_equals_pytorch(name):
+def test_resnet50_halves_the_image_five_times():
+    rows = bp.summary(models.resnet50((224, 224, 3), classes=1000), (224, 224, 3)).rows
+    shapes = [row.output_shape for row in rows if row.depth == 0 and row.kind != "ReLU"]
+    stages = [(56, 56, 256)] * 3 + [(28, 28, 512)] * 4 + [(14, 14, 1024)] * 6 + [(7, 7, 2048)] * 3
+    assert shapes == [(112, 112, 64)] * 2 + [(56, 56, 64), *stages, (2048,), (1000,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "blocks"),
+    [
+        ("resnet20", {}, (3, 3, 3)),
+        ("resnet18", {"width": 4}, (2, 2, 2, 2)),
+        ("resnet50", {"width": 4}, (3, 4, 6, 3)),
+    ],
+)
+def test_resnet_forward_equals_pytorch(name, settings, blocks):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'bp[torch]'")
-    model = models.MODELS.get(name)((16, 16, 3), classes=5)
-    model.build((16, 16, 3), dtype="float64", seed=3)
-    x = np.random.default_rng(0).standard_normal((2, 16, 16, 3))
+    shape = (16, 16, 3) if name == "resnet20" else (64, 80, 3)
+    model = models.MODELS.get(name)(shape, classes=5, **settings)
+    model.build(shape, dtype="float64", seed=3)
+    x = np.random.default_rng(0).standard_normal((2, *shape))
     value = {n: torch.tensor(np.array(p.value)) for n, p in model.named_parameters()}
 
-    def conv_norm(path, first, h, stride, padding):
+    def conv_norm(path, first, h, stride=1):
         weight = value[f"{path}{first}.weight"].permute(0, 3, 1, 2)
-        h = torch.nn.functional.conv2d(h, weight, stride=stride, padding=padding)
+        h = torch.nn.functional.conv2d(h, weight, stride=stride, padding=weight.shape[-1] // 2)
         return torch.nn.functional.batch_norm(
             h, None, None, value[f"{path}{first + 1}.weight"], value[f"{path}{first + 1}.bias"], training=True
         )
 
-    h = torch.relu(conv_norm("", 0, torch.tensor(x).permute(0, 3, 1, 2), 1, 1))
-    for index in range(9):
-        place, stride = 3 + 2 * index, 2 if index in (3, 6) else 1
-        inner = torch.relu(conv_norm(f"{place}.body.", 0, h, stride, 1))
-        inner = conv_norm(f"{place}.body.", 3, inner, 1, 1)
-        h = torch.relu(inner + (conv_norm(f"{place}.shortcut.", 0, h, 2, 0) if stride == 2 else h))
-    expected = h.mean((2, 3)) @ value["22.weight"].T + value["22.bias"]
+    h, place = torch.tensor(x).permute(0, 3, 1, 2), 3
+    if name == "resnet20":
+        h = torch.relu(conv_norm("", 0, h))
+    else:
+        h = torch.nn.functional.max_pool2d(torch.relu(conv_norm("", 0, h, 2)), 3, 2, 1)
+        place += 1
+    for block in range(sum(blocks)):
+        stride = 2 if block in np.cumsum(blocks) else 1
+        body = f"{place}.body."
+        if name == "resnet50":
+            inner = torch.relu(conv_norm(body, 3, torch.relu(conv_norm(body, 0, h)), stride))
+            inner = conv_norm(body, 6, inner)
+        else:
+            inner = conv_norm(body, 3, torch.relu(conv_norm(body, 0, h, stride)))
+        if f"{place}.shortcut.0.weight" in value:
+            h = conv_norm(f"{place}.shortcut.", 0, h, stride)
+        h = torch.relu(inner + h)
+        place += 2
+    expected = h.mean((2, 3)) @ value[f"{place + 1}.weight"].T + value[f"{place + 1}.bias"]
     got = model.forward(x, bp.Context(training=True))
-    # 20 layers, each a sum of up to 576 products, and a normalisation that divides by small deviations.
-    assert np.abs(got - expected.numpy()).max() < 20 * tolerance("float64", 576) * np.abs(got).max()
+    # So many layers, each a sum of up to 576 products, and a normalisation that divides by small deviations.
+    allowed = len(value) // 3 * tolerance("float64", 576) * np.abs(got).max()
+    assert np.abs(got - expected.numpy()).max() < allowed
 
 
 @pytest.mark.parametrize(
@@ -148,6 +189,7 @@ def test_resnet_forward_equals_pytorch(name):
             ShapeError,
             r"resnet expected images.*got samples of shape \(64,\)",
         ),
+        (lambda: models.resnet50((8, 8, 3), classes=2, width=0), ConfigurationError, "resnet expected width of at"),
         (lambda: models.mlp((5,), classes=2, dropout=1.5), ConfigurationError, "Dropout|dropout"),
     ],
 )

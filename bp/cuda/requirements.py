@@ -4,7 +4,6 @@ Looked at one by one, cheaply and without importing CuPy, so that a machine that
 it, rather than shown a traceback.
 """
 
-import importlib.metadata
 from dataclasses import dataclass
 
 from bp.cuda import nvrtc
@@ -41,8 +40,10 @@ def of_gpu(gpu: GPU) -> Problem | None:
 
 def cupy_wheels() -> dict[str, str]:
     """Version by name of every installed distribution that brings the module cupy."""
+    from importlib import metadata  # 10 ms that a machine without a driver does without
+
     found = {}
-    for distribution in importlib.metadata.distributions():
+    for distribution in metadata.distributions():
         name = (distribution.metadata["Name"] or "").lower()
         if name == "cupy" or name.startswith(("cupy-cuda", "cupy-rocm")):
             found[name] = distribution.version

@@ -34,7 +34,7 @@ def find_or_download(name: str, folder: Path, sources: tuple[Source, ...], inste
     missing = [source for source in sources if find(folder, source.name) is None]
     try:
         if missing:
-            from bp.data.download import download  # its HTTP client would double the time of `import bp`
+            from bp.data.download import download  # its HTTP client takes as long to load as all of bp.data
         for source in missing:
             download(source, folder)
     except DataError as error:

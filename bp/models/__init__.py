@@ -8,7 +8,19 @@ from bp.models.cnn import cnn
 from bp.models.lenet import lenet
 from bp.models.mlp import mlp
 from bp.models.registry import MODELS
-from bp.models.resnet import resnet20, resnet32, resnet56
+from bp.models.resnet import resnet18, resnet20, resnet32, resnet34, resnet50, resnet56
 from bp.models.vgg import vgg11
 
-__all__ = ["MODELS", "cnn", "lenet", "mlp", "resnet20", "resnet32", "resnet56", "vgg11"]
+__all__ = [
+    "MODELS",
+    "cnn",
+    "lenet",
+    "mlp",
+    "resnet18",
+    "resnet20",
+    "resnet32",
+    "resnet34",
+    "resnet50",
+    "resnet56",
+    "vgg11",
+]

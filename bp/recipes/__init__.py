@@ -1,15 +1,16 @@
 """The built-in recipes: YAML files beside this one, each with a first line of comment that says what it trains."""
 
 import difflib
-from importlib import resources
+from pathlib import Path
 
 from bp.errors import ConfigurationError
+
+FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
     """Their names, sorted."""
-    files = (entry.name for entry in resources.files(__name__).iterdir())
-    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def read(name: str) -> str:
@@ -19,7 +20,7 @@ def read(name: str) -> str:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise ConfigurationError(f"no recipe '{name}'{hint} (known: {', '.join(known)}; or the path of a .yaml file)")
-    return (resources.files(__name__) / f"{name}.yaml").read_text(encoding="utf-8")
+    return (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def description(name: str) -> str:

@@ -7,7 +7,7 @@ from bp.schedules.warmup import Warmup, WarmupCosine, WarmupLinear
 from bp.schedules.whole_run import Cosine, OneCycle, Polynomial, WarmupStableDecay
 from bp.schedules.whole_run import Linear as Linear
 
-# What `import bp` offers; Linear is not among it, since bp.Linear is the layer.
+# What bp offers under these names; Linear is not among it, since bp.Linear is the layer.
 __all__ = [
     "Constant",
     "Cosine",
