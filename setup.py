@@ -42,13 +42,15 @@ native = Pybind11Extension(
 )
 native.optional = True  # a failed compilation is reported and skipped
 
-# What is compiled at run time travels as data: the CUDA kernels, and the emulator that runs them on a CPU.
+# What is compiled at run time travels as data: the CUDA kernels, and the emulator that runs them on a CPU. What
+# `bp bench` runs travels as a package.
 DATA = {"bp.kernels": "kernels", "bp.kernels.include": "kernels/include", "bp.emulator_source": "csrc/emulator"}
+ELSEWHERE = DATA | {"bp.benchmarks": "benchmarks"}
 
 ParallelCompile("BP_BUILD_JOBS", default=0).install()
 setup(
-    packages=[*find_packages(include=["bp", "bp.*"]), *DATA],
-    package_dir=DATA,
+    packages=[*find_packages(include=["bp", "bp.*"]), *ELSEWHERE],
+    package_dir=ELSEWHERE,
     ext_modules=[native],
     cmdclass={"build_ext": build_ext},
 )

@@ -9,9 +9,10 @@ Record = dict[str, Any]
 class History:
     """What `Trainer.fit` returns: one record per log step and per evaluation, in order.
 
-    Every record has "step" (optimizer steps done), "epoch" (epochs done, a fraction within one) and some of: "loss",
-    "lr", "grad_norm", "ms_per_step", "samples_per_second" (log steps), "valid_loss", "valid_accuracy" and so on
-    (evaluations). `history["loss"]` is the list of all values of that name, `history.steps("loss")` their steps.
+    Every record has "step" (optimizer steps done), "epoch" (epochs done, a fraction within one), "time" (when it was
+    made, in seconds since 1970) and some of: "loss", "lr", "grad_norm", "ms_per_step", "samples_per_second" (log
+    steps), "valid_loss", "valid_accuracy" and so on (evaluations). `history["loss"]` is the list of all values of that
+    name, `history.steps("loss")` their steps.
     """
 
     def __init__(self) -> None:

@@ -326,6 +326,7 @@ class Trainer:
         return total / count if count else 0.0
 
     def _log(self, record: Record) -> None:
+        record["time"] = time.time()
         self.history.append(record)
         for callback in self.callbacks:
             callback.on_log(self, record)

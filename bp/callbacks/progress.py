@@ -82,7 +82,7 @@ def _figures(record: Record) -> list[str]:
     }
     shown = []
     for name, value in record.items():
-        if name in ("step", "epoch") or value is None:
+        if name in ("step", "epoch", "time") or value is None:
             continue
         shown.append(forms[name](value) if name in forms else f"{name} {value:.4g}")
     return shown

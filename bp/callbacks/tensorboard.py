@@ -28,17 +28,15 @@ class TensorBoard(Callback):
         self._writer = EventFileWriter(str(self.folder))
 
     def on_log(self, trainer: "Trainer", record: Record) -> None:
-        import time
-
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         values = [
             Summary.Value(tag=name, simple_value=value)
             for name, value in record.items()
-            if name != "step" and isinstance(value, (int, float))
+            if name not in ("step", "time") and isinstance(value, (int, float))
         ]
-        self._writer.add_event(Event(wall_time=time.time(), step=record["step"], summary=Summary(value=values)))
+        self._writer.add_event(Event(wall_time=record["time"], step=record["step"], summary=Summary(value=values)))
 
     def on_fit_end(self, trainer: "Trainer") -> None:
         if self._writer is not None:

@@ -15,6 +15,7 @@ COMMANDS = {
     "eval": ("bp.cli.evaluate", "test a finished run again"),
     "predict": ("bp.cli.predict", "apply a trained model to an array of samples"),
     "check": ("bp.cli.check", "compare a model's backward passes with central differences"),
+    "bench": ("bp.cli.bench", "measure kernels and training steps beside their peers and the machine's limits"),
     "recipes": ("bp.cli.recipes", "list the built-in recipes"),
     "kernels": ("bp.cli.kernels", "list the CUDA kernels, or compile them for any GPU, with or without one"),
     "warmup": ("bp.cli.warmup", "compile the CUDA kernels that a recipe needs"),

@@ -8,7 +8,8 @@ computes it. Who adds an operation writes one function in each room and edits no
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy
@@ -20,6 +21,10 @@ _packages: dict[type, str] = {numpy.ndarray: "bp.cpu"}
 
 # Every operation that was stated, by "family.name"; the signature test walks it.
 OPERATIONS: dict[str, Callable[..., Any]] = {}
+
+# Of each operation, the functions that were found so far by array type; and who wants to know of calls.
+_found: list[dict[type, Callable[..., Any]]] = []
+_watchers: list[Callable[[str], Callable[[], None]]] = []
 
 
 def _docstring_only() -> None:
@@ -40,6 +45,44 @@ def implementation(package: str, family: str, name: str) -> Callable[..., Any]:
     return function
 
 
+@contextmanager
+def watch_operations(opened: Callable[[str], Callable[[], None]]) -> Iterator[None]:
+    """Within this block `opened` is called with "family.name" where an operation begins to compute, its arguments
+    checked, and what it gives is called at the end; an operation that calls another lies around it.
+
+    Nobody pays for it who does not ask: devices' functions are looked up anew on both sides of the block, and are
+    wrapped only within it.
+    """
+    _watchers.append(opened)
+    _look_up_anew()
+    try:
+        yield
+    finally:
+        _watchers.remove(opened)
+        _look_up_anew()
+
+
+def _look_up_anew() -> None:
+    for by_type in _found:
+        by_type.clear()
+
+
+def _watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function itself, or while somebody watches one that tells of each call."""
+    if not _watchers:
+        return function
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        closing = [opened(name) for opened in _watchers]
+        try:
+            return function(*arguments, **named)
+        finally:
+            for close in reversed(closing):
+                close()
+
+    return call
+
+
 def operation(stub: Function) -> Function:
     """Turn a documented stub into the operation: a call goes to the device of the first argument.
 
@@ -49,6 +92,7 @@ def operation(stub: Function) -> Function:
     family, name = stub.__module__.rpartition(".")[2], stub.__name__
     has_checks = len(stub.__code__.co_code) > len(_docstring_only.__code__.co_code)
     by_type: dict[type, Callable[..., Any]] = {}
+    _found.append(by_type)
 
     def resolve(first: Any) -> Callable[..., Any]:
         package = next((_packages[base] for base in type(first).__mro__ if base in _packages), None)
@@ -58,8 +102,8 @@ def operation(stub: Function) -> Function:
                 f"{family}.{name}: the first argument is a {type(first).__name__}; expected an array of a known "
                 f"device ({known})"
             )
-        by_type[type(first)] = implementation(package, family, name)
-        return by_type[type(first)]
+        function = by_type[type(first)] = _watched(f"{family}.{name}", implementation(package, family, name))
+        return function
 
     @functools.wraps(stub)
     def dispatch(first: Any, *rest: Any, **named: Any) -> Any:

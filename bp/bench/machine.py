@@ -1,0 +1,94 @@
+"""What figures were made on: processor, GPU, versions, revision, clocks."""
+
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bp.bench.results import About
+
+_GPU = {"GPU": "name", "GPU driver": "driver_version", "GPU memory": "memory.total", "GPU power limit": "power.limit"}
+_CLOCKS = {"gpu": "clocks.sm", "gpu memory": "clocks.mem", "gpu watts": "power.draw", "gpu celsius": "temperature.gpu"}
+
+
+def about(device: str, versions: dict[str, str], settings: dict[str, str], command: str) -> About:
+    """Of this machine, now."""
+    gpu = _ask_gpu(_GPU) if device == "cuda" else {}
+    machine = {"CPU": cpu_name(), "cores": str(cores())} | {
+        key: gpu[key] for key in ("GPU", "GPU memory") if key in gpu
+    }
+    found = {"python": platform.python_version(), "system": platform.system()} | versions
+    found |= {key: value for key, value in gpu.items() if key not in machine}
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return About(device, machine, found, revision(), date, command, settings)
+
+
+def cpu_name() -> str:
+    """The processor as it calls itself."""
+    if Path("/proc/cpuinfo").exists():
+        match = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+        if match:
+            return match[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory(device: str) -> float:
+    """Bytes that the device has: of a GPU its own, else those of this machine that its container may use; infinite
+    where the system does not tell."""
+    if device == "cuda":
+        number = re.match(r"\d+", _ask_gpu({"GPU memory": "memory.total"}).get("GPU memory", ""))
+        return float(number[0]) * 2**20 if number else math.inf
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return min(pages, math.inf if text == "max" else float(text))
+
+
+def revision() -> str:
+    """Of bp's sources: the commit, with "+" where they differ from it; $BP_REVISION where there is no history."""
+    folder = Path(__file__).parent
+    commit = _output("git", "-C", str(folder), "rev-parse", "--short=12", "HEAD")
+    if not commit:
+        return os.environ.get("BP_REVISION", "unknown")
+    return commit + (
+        "+" if _output("git", "-C", str(folder), "status", "--porcelain", "--", str(folder.parent)) else ""
+    )
+
+
+def clocks(device: str) -> dict[str, float]:
+    """MHz of the cores, and what the GPU says of itself; empty where the system does not tell."""
+    found = {}
+    if Path("/proc/cpuinfo").exists():
+        speeds = [float(speed) for speed in re.findall(r"cpu MHz\s*:\s*([\d.]+)", Path("/proc/cpuinfo").read_text())]
+        if speeds:
+            found["cpu"] = sum(speeds) / len(speeds)
+    if device == "cuda":
+        for name, text in _ask_gpu(_CLOCKS).items():
+            number = re.match(r"[\d.]+", text)
+            if number:
+                found[name] = float(number[0])
+    return found
+
+
+def _ask_gpu(questions: dict[str, str]) -> dict[str, str]:
+    """nvidia-smi's answers about the first GPU."""
+    text = _output("nvidia-smi", f"--query-gpu={','.join(questions.values())}", "--format=csv,noheader", "--id=0")
+    answers = text.split(", ")
+    return dict(zip(questions, answers, strict=True)) if len(answers) == len(questions) else {}
+
+
+def _output(*command: str) -> str:
+    """What a command prints; empty where there is no such command, or it fails."""
+    if shutil.which(command[0]) is None:
+        return ""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""

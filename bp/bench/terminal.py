@@ -1,0 +1,120 @@
+"""The run as it goes on, line by line: for a terminal and for a pipe."""
+
+import math
+import statistics
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from bp.bench import units
+from bp.bench.results import Limits, Results, Row
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LEVEL = 0.95  # of the time of a peer: from here on bp counts as level with it
+WIDTHS = (21, 5, 8, 19, 13, 5)  # of the columns before the ratios
+HEADS = ("", "", "bp", "20 % to 80 %", "rate", "limit")
+LEFT = 2  # columns that begin at their left edge; figures end at their right
+
+
+class Printer:
+    """Prints rows as they come. console: rich's, which leaves out the colours where nobody sees them."""
+
+    def __init__(self, console: "Console") -> None:
+        self.console = console
+        self._family = self._benchmark = ""
+
+    def limits(self, limits: Limits) -> None:
+        """What the percentages are of."""
+        said = []
+        if limits.copy:
+            (small, fast), (large, slow) = limits.copy[0], limits.copy[-1]
+            said.append(f"copies {units.bandwidth(fast)} of {units.nbytes(small)} to ")
+            said[-1] += f"{units.bandwidth(slow)} of {units.nbytes(large)}"
+        said += [f"{precision} {units.compute(rate)}" for precision, rate in limits.peak.items()]
+        if limits.launch_seconds is not None:
+            said.append(f"shortest launch {units.seconds(limits.launch_seconds)}")
+        self._print(f"limits: {', '.join(said)}", "dim")
+
+    def row(self, row: Row) -> None:
+        """One line, and one more for whatever is wrong or failed; a heading where another benchmark begins."""
+        if row.family != self._family:
+            self._print(f"\n{_columns((row.family, *HEADS[1:]))}  time of others / time of bp", "bold")
+        if (row.family, row.benchmark) != (self._family, self._benchmark):
+            sizes = " x ".join(name for name, size in row.sizes.items() if not isinstance(size, str))
+            self._print(f" {row.benchmark}", end="")
+            self._print(f", {sizes}" if sizes else "", "dim")
+            self._family, self._benchmark = row.family, row.benchmark
+        times = None if row.ours is None else row.ours.times
+        cells = [f"  {row.shape}", row.precision]
+        if times is None:
+            state = "" if row.ours is None else row.ours.status
+            self._print(_columns([*cells, state, "", "", ""]).rstrip())
+        else:
+            spread = f"{units.seconds(times.low)} to {units.seconds(times.high)}"
+            percent = "" if row.percent is None else units.percent(row.percent)
+            self._print(_columns([*cells, units.seconds(times.median), spread, rate(row), percent]), end="")
+            self._ratios(row, times.median)
+        for entry in row.entries:
+            if entry.status in ("wrong", "failed"):
+                self._print(f"    {entry.contestant} {entry.status}: {entry.reason}", "red")
+        reasons = {entry.reason for entry in row.entries if entry.status == "left out"}
+        if row.ours is not None and row.ours.status == "left out":
+            self._print(f"    {'; '.join(sorted(reasons))}", "yellow")
+
+    def _ratios(self, row: Row, ours: float) -> None:
+        """The other contestants beside bp, the fastest first."""
+        timed = [(entry.times.median / ours, entry) for entry in row.entries if entry.times and entry is not row.ours]
+        for ratio, entry in sorted(timed, key=lambda pair: pair[0]):
+            style = "dim" if entry.ours else "green" if ratio >= 1.0 else "yellow" if ratio >= LEVEL else "red"
+            self._print(f"  {entry.contestant.removeprefix('bp ')} {units.ratio(ratio)}", style, end="")
+        self._print("")
+
+    def end(self, results: Results) -> None:
+        """What came out, family by family, and who was missing."""
+        self._print("")
+        for family, rows in _by_family(results.rows):
+            ratios = [row.ratio for row in rows if row.ratio is not None]
+            percents = [row.percent for row in rows if row.percent is not None]
+            said = f"{family}: {len(rows)} rows"
+            if ratios:
+                mean = math.exp(statistics.fmean(map(math.log, ratios)))
+                said += f", the best peer takes {units.ratio(mean)} the time of bp"
+                said += f" ({units.ratio(min(ratios))} to {units.ratio(max(ratios))})"
+            if percents:
+                said += f", {units.percent(statistics.median(percents))} of the limit at the median"
+            self._print(said)
+        for name, reason in results.missing.items():
+            self._print(f"no {name}: {reason}", "yellow")
+        bad = sum(entry.status in ("wrong", "failed") for row in results.rows for entry in row.entries)
+        if bad:
+            self._print(f"{bad} contestants were wrong or failed: see above", "red")
+        about = results.about
+        self._print(f"{', '.join(about.machine.values())}; bp {about.revision}; {results.seconds:.0f} s", "dim")
+
+    def _print(self, text: str, style: str = "", end: str = "\n") -> None:
+        self.console.print(text, style=style or None, end=end, highlight=False, markup=False, soft_wrap=True)
+
+
+def rate(row: Row) -> str:
+    """Operations or bytes a second of bp, by what bounds the work."""
+    if row.ours is None or row.ours.times is None:
+        return ""
+    if row.flops and (row.bound == "compute" or not row.nbytes):
+        return units.compute(row.flops / row.ours.times.median)
+    return units.bandwidth(row.nbytes / row.ours.times.median) if row.nbytes else ""
+
+
+def _columns(cells: Iterable[str]) -> str:
+    """Words to the left, figures to the right; longer texts push the rest on."""
+    padded = []
+    for place, (text, width) in enumerate(zip(cells, WIDTHS, strict=True)):
+        padded.append(text.ljust(width) if place < LEFT else text.rjust(width))
+    return " ".join(padded)
+
+
+def _by_family(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        families.setdefault(row.family, []).append(row)
+    return list(families.items())
