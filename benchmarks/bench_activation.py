@@ -11,7 +11,7 @@ from bp.ops import activation
 SETTINGS = {"leaky_relu": [0.01], "elu": [1.0], "gelu": ["none"], "gelu_tanh": ["tanh"], "softplus": [1.0, 20.0]}
 FORMULAS = {
     "relu": lambda x: np.maximum(x, 0),
-    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(0.7978845608 * (x + 0.044715 * x * x * x))),
+    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))),
     "silu": lambda x: x / (1 + np.exp(-x)),
     "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
     "elu": lambda x: np.where(x > 0, x, np.expm1(x)),

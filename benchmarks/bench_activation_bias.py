@@ -74,11 +74,12 @@ class BiasActivationBackward(OfColumns):
         import torch
         from torch.ops import aten
 
-        y = torch.relu(x + bias)
+        total = x + bias  # which its users' forward has kept
+        y = torch.relu(total)
         gradient = {
             "relu": lambda: aten.threshold_backward(dy, y, 0),
-            "gelu_tanh": lambda: aten.gelu_backward(dy, x + bias, approximate="tanh"),
-            "silu": lambda: aten.silu_backward(dy, x + bias),
+            "gelu_tanh": lambda: aten.gelu_backward(dy, total, approximate="tanh"),
+            "silu": lambda: aten.silu_backward(dy, total),
         }[self.function]
 
         def backward():

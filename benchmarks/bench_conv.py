@@ -67,8 +67,15 @@ class Images(Benchmark):
         _, weight, y = self.shapes
         return 2.0 * math.prod(y) * math.prod(weight[1:])
 
+    @property
+    def read(self):
+        """Elements of the input that windows cover: with a stride beyond the kernel they leave some out."""
+        size = self.shapes[2][1]
+        return self.batch * min(self.side, size * self.kernel) ** 2 * self.channels
+
     def nbytes(self, itemsize):
-        return (sum(map(math.prod, self.shapes)) + self.outputs) * itemsize
+        _, weight, y = map(math.prod, self.shapes)
+        return (self.read + weight + y + self.outputs) * itemsize
 
     def length(self):
         return math.prod(self.shapes[1][1:])

@@ -63,8 +63,8 @@ class ConvolutionParameterGradients(Gradient):
         return {"x": draw.normal(*x), "dy": draw.normal(*y)} | destinations
 
     def nbytes(self, itemsize):
-        x, weight, y = map(math.prod, self.shapes)
-        return (x + y) * itemsize + (weight + self.outputs) * max(itemsize, 4)
+        _, weight, y = map(math.prod, self.shapes)
+        return (self.read + y) * itemsize + (weight + self.outputs) * max(itemsize, 4)
 
     def length(self):
         return math.prod(self.shapes[2][:3])

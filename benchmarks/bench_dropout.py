@@ -41,10 +41,10 @@ class Masked(Benchmark):
         )
 
     def expected_of_peer(self, y, x, control):
-        """x by the mask that shows in y, or by none where that mask keeps too few or too many."""
+        """x by the mask that shows in y; nothing is right where that mask keeps too few or too many."""
         kept = y != 0
         chance = 6 * np.sqrt(RATE * (1 - RATE) / len(x))
-        return SCALE * x * (kept if abs(kept.mean() - (1 - RATE)) < chance else 1)
+        return SCALE * x * (kept if abs(kept.mean() - (1 - RATE)) < chance else np.nan)
 
 
 class Dropout(Masked):

@@ -32,8 +32,8 @@ class Embedding(Table):
         return {"indices": draw.integers(self.rows, self.positions), "table": draw.normal(self.rows, self.columns)}
 
     def nbytes(self, itemsize):
-        """Of the table, the rows that are read, each once if it stays in a cache."""
-        read = min(self.rows, self.positions)
+        """Of the table, the rows that random indices name, each once."""
+        read = round(self.rows * (1 - (1 - 1 / self.rows) ** self.positions))
         return 8 * self.positions + (read + self.positions) * self.columns * itemsize
 
     def bp(self, indices, table):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bp.bench import Benchmark, Measured, Sizes, grid
+from bp.bench.libraries.library import HostLibrary
 
 BUSY_SECONDS = 0.004
 
@@ -120,6 +121,35 @@ class Crashing(Doubling):
             return 2 * x
 
         return work
+
+
+@dataclass(frozen=True)
+class Broken(Doubling):
+    """One leaves its device unable to do anything more in this process, as a wrong access to a GPU's memory does."""
+
+    name = "broken"
+    n: int
+
+    def numpy(self, x):
+        return lambda: x + x
+
+    def numpy_breaks(self, x):
+        def work(*_):
+            HostLibrary.synchronize = work  # whoever waits for the device meets the error again
+            raise RuntimeError("wrong access")
+
+        return work
+
+
+@dataclass(frozen=True)
+class Unreferenced(Doubling):
+    """Its reference takes the process along."""
+
+    name = "unreferenced"
+    n: int
+
+    def reference(self, x):
+        os._exit(5)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,10 @@
 """Activations: the table of their cases, extreme inputs, and native kernels against the reference."""
 
+import hashlib
 import math
+import os
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -137,6 +141,111 @@ def test_softmax_of_extreme_rows(dtype):
     assert np.isfinite(y).all() and np.isfinite(slope).all()
 
 
+SOFTMAXES = {"softmax": (ops.softmax, ops.softmax_backward), "log_softmax": (ops.log_softmax, ops.log_softmax_backward)}
+
+
+@pytest.fixture
+def without_kernels(monkeypatch):
+    """Runs a function on NumPy alone."""
+    if native.kernels is None:
+        pytest.skip("the native extension is not built")
+
+    def run_without(function, *arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "kernels", None)
+            return function(*arguments)
+
+    return run_without
+
+
+# Short rows are computed side by side, 16 at a time.
+@pytest.mark.parametrize("rows", [0, 1, 15, 33])
+@pytest.mark.parametrize("columns", [1, 10, 31, 32, 33, 64, 1000, 9001])
+@pytest.mark.parametrize("name", SOFTMAXES)
+def test_native_softmax_equals_float64(name, columns, rows, without_kernels):
+    forward, backward = SOFTMAXES[name]
+    generator = np.random.default_rng(0)
+    x, dy = (generator.standard_normal((rows, columns)).astype(np.float32) for _ in range(2))
+    x *= 3
+    y = forward(x)
+    exact = without_kernels(forward, x.astype(np.float64))
+    assert_close(y, exact, tolerance("float32", columns))
+    np.testing.assert_allclose(y, exact, rtol=tolerance("float32", columns), atol=tolerance("float32"))
+    exact_dx = without_kernels(backward, dy.astype(np.float64), y.astype(np.float64))
+    assert_close(backward(dy, y), exact_dx, tolerance("float32", columns))
+    for row in range(rows):  # whatever stands beside it
+        np.testing.assert_array_equal(forward(x[row]), y[row])
+
+
+@pytest.mark.parametrize("columns", [3, 40])
+@pytest.mark.parametrize("name", SOFTMAXES)
+def test_native_softmax_of_extreme_rows_is_that_of_numpy(name, columns, without_kernels):
+    forward, backward = SOFTMAXES[name]
+    values = [0, 1e4, -1e4, np.inf, -np.inf, np.nan, float(np.finfo(np.float32).max), 1e-40]
+    rows = [np.full(columns, value) for value in values]
+    for value in values:
+        for place in (0, 1, columns - 1):
+            rows.append(np.arange(columns) / columns)
+            rows[-1][place] = value
+            rows.append(np.full(columns, -np.inf))
+            rows[-1][place] = value
+    x = np.array(rows, np.float32)
+    dy = np.random.default_rng(0).standard_normal(x.shape).astype(np.float32)
+    expected = without_kernels(forward, x)
+    np.testing.assert_allclose(forward(x), expected, rtol=tolerance("float32"), atol=1e-37)
+    expected_dx = without_kernels(backward, dy, expected)
+    np.testing.assert_allclose(
+        backward(dy, expected), expected_dx, rtol=tolerance("float32"), atol=tolerance("float32")
+    )
+    x[x == values[-2]] = 1  # a sum with it overflows in one order of its terms and not in another
+    dx, expected_dx = backward(x, dy), without_kernels(backward, x, dy)
+    for row in range(len(x)):
+        assert_close(dx[row], expected_dx[row], tolerance("float32", columns))
+
+
+@pytest.mark.parametrize("columns", [7, 40])
+@pytest.mark.parametrize("name", SOFTMAXES)
+def test_softmax_of_arrays_that_are_not_contiguous(name, columns):
+    forward, backward = SOFTMAXES[name]
+    x, dy = np.random.default_rng(0).standard_normal((2, columns, 6)).astype(np.float32)
+    y, dx = forward(x.T), backward(dy.T, x.T)
+    assert y.flags.c_contiguous and dx.flags.c_contiguous
+    assert_close(y, forward(np.ascontiguousarray(x.T)), tolerance("float32", columns))
+    assert_close(dx, backward(np.ascontiguousarray(dy.T), np.ascontiguousarray(x.T)), tolerance("float32", columns))
+
+
+def digest():
+    """A hash of all bits that the float32 operations give for inputs large enough to be split among threads."""
+    result = hashlib.sha256()
+    for columns in (10, 200):
+        x, dy = np.random.default_rng(0).standard_normal((2, (1 << 18) // columns, columns)).astype(np.float32)
+        for forward, backward in SOFTMAXES.values():
+            result.update(forward(x).tobytes())
+            result.update(backward(dy, x).tobytes())
+        for activation in ops.BIAS_ACTIVATIONS:
+            result.update(ops.bias_activation(x, dy[0], activation)[0].tobytes())
+    return result.hexdigest()
+
+
+def test_result_does_not_depend_on_the_number_of_threads():
+    if native.kernels is None:
+        pytest.skip("the native extension is not built")
+    folder = os.path.dirname(__file__)
+    code = f"import sys; sys.path.insert(0, {folder!r}); import test_activation; print(test_activation.digest())"
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "OMP_NUM_THREADS": threads},
+            cwd=os.path.dirname(folder),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "2", "3")
+    }
+    assert len(digests) == 1
+
+
 # By how much an activation enlarges the rounding of what it computes first, where that is not about 1: the relative
 # error of e^z is the absolute error of z, which is x^2 / 2 or, in the tails that float32 holds, less than 2 x^2.
 CONDITION = {
@@ -262,6 +371,21 @@ def test_bias_activation(activation, shape, dtype):
         expected = (dy * slope).reshape(-1, shape[-1]).sum(axis=0) if dy.size else np.zeros(shape[-1])
         assert_close(dbias, expected + before if accumulate else expected, relative)
     assert_close(ops.bias_activation_backward(dy, kept, bias, None, activation, False), dy * slope, relative)
+
+
+# More rows than one thread takes at once, of one column and of more than a piece.
+@pytest.mark.parametrize("shape", [(150_000, 1), (5, 33_000), (4_100, 33), (3, 0)])
+@pytest.mark.parametrize("activation", ops.BIAS_ACTIVATIONS)
+def test_native_bias_activation_equals_float64(activation, shape, without_kernels):
+    generator = np.random.default_rng(0)
+    x, bias = (generator.standard_normal(size).astype(np.float32) for size in (shape, shape[-1]))
+    x.reshape(-1)[:5] = [np.nan, np.inf, -np.inf, 1e38, -1e38][: x.size]
+    y, kept = ops.bias_activation(x, bias, activation)
+    exact, _ = without_kernels(ops.bias_activation, x.astype(np.float64), bias.astype(np.float64), activation)
+    np.testing.assert_allclose(y, exact, rtol=tolerance("float32"), atol=tolerance("float32"))
+    assert kept is {"identity": None, "relu": y}.get(activation, x)
+    apart = np.repeat(x, 2, axis=1)[:, ::2]
+    np.testing.assert_allclose(ops.bias_activation(apart, bias, activation)[0], y, rtol=tolerance("float32"), atol=1e-6)
 
 
 def test_bias_activation_refuses_what_does_not_fit():

@@ -7,12 +7,24 @@ import numpy as np
 import pytest
 
 from bp.bench import check, contest
+from bp.bench.contestants import players
 from bp.bench.drawing import BLOCK, Draw
+from bp.bench.libraries import LIBRARIES
+from bp.bench.processes import Failed, Pool, Process
 from bp.bench.results import Limits, Results, Row
 from bp.bench.run import Plan, Run, judged
+from bp.bench.worker import Case
 
 PLANTED = str(Path(__file__).parent / "bench_planted.py")
-SIZES = {"Known": 1000, "Faulty": 1000, "Crashing": 1000, "InPlace": 1000, "Large": 20}
+SIZES = {
+    "Known": 1000,
+    "Faulty": 1000,
+    "Crashing": 1000,
+    "InPlace": 1000,
+    "Large": 20,
+    "Broken": 1000,
+    "Unreferenced": 1000,
+}
 
 
 def run(monkeypatch: pytest.MonkeyPatch, name: str, **settings: object) -> Results:
@@ -84,6 +96,53 @@ def test_what_crashes_takes_nobody_along(monkeypatch):
     assert "SIGSEGV" in row.entry("numpy-faults").reason
     assert row.entry("numpy-hangs").reason == "took longer than 5 s"
     assert "code 4" in row.entry("numpy-later").reason
+
+
+def test_a_library_that_does_not_start_takes_nobody_along(monkeypatch):
+    entrant = LIBRARIES["numpy"]._replace(first="bp\n    raise OSError('no such library')")
+    monkeypatch.setitem(LIBRARIES, "numpy", entrant)
+    results = run(monkeypatch, "Known")
+    entry = only_row(results).entry("numpy")
+    assert (entry.status, entry.times) == ("not installed", None)
+    assert entry.reason == "its process ended with code 1: OSError: no such library"
+    assert results.missing == {"numpy": entry.reason}
+    assert only_row(results).ours.status == "timed"
+
+
+def test_a_device_that_failed_begins_anew(monkeypatch):
+    row = only_row(run(monkeypatch, "Broken"))
+    status = {entry.contestant: entry.status for entry in row.entries}
+    assert status == {"bp": "timed", "bp cpu=numpy": "timed", "numpy": "timed", "numpy-breaks": "failed"}
+    assert row.entry("numpy-breaks").reason == "RuntimeError: wrong access"
+
+
+def test_a_reference_that_crashes_fails_its_row_alone(monkeypatch):
+    (row,) = run(monkeypatch, "Unreferenced").rows
+    assert {entry.status for entry in row.entries} == {"failed"}
+    assert row.ours.reason == "the float64 reference: its process ended with code 5"
+
+
+def test_memory_is_given_back_after_a_row(tmp_path):
+    case = Case(PLANTED, "Known", {"n": 1000}, "fp32", 1)
+    with Pool("cpu", tmp_path) as pool:
+        alone = contest.Contest(pool, case, players(case.make().__class__, "cpu", (), (), False)[:1], False, "")
+        alone.prepare()
+        alone.end()
+        with pytest.raises(Failed, match="KeyError"):
+            pool.get(("bp", ())).ask("turn", 60.0, name="bp", cold=False)
+
+
+def test_an_interrupted_start_leaves_no_process(monkeypatch, tmp_path):
+    started = []
+
+    def interrupted(self):
+        started.append(self._process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Process, "wait_until_ready", interrupted)
+    with pytest.raises(KeyboardInterrupt), Pool("cpu", tmp_path) as pool:
+        pool.get(("numpy", ()))
+    assert started[0].returncode is not None
 
 
 def test_work_in_place_is_checked_too(monkeypatch):

@@ -112,3 +112,22 @@ def test_the_table_knows_every_file():
     files = {entrant.file for entrant in LIBRARIES.values()}
     here = {path.stem for path in importlib.resources.files("bp.bench.libraries").iterdir() if path.suffix == ".py"}
     assert here == files | {"__init__", "library"}
+
+
+def test_every_case_of_a_benchmark_is_compiled(monkeypatch):
+    torch = pytest.importorskip("torch", reason="needs PyTorch")
+    library, compiled, compile = open_library("torch", "cpu"), [], torch.compile
+
+    def backend(graph, example):
+        compiled.append(example)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda work, **settings: compile(work, backend=backend, **settings))
+
+    def work_on(x):
+        return lambda: x.exp()
+
+    for n in range(1, 13):  # beyond what PyTorch compiles of one function
+        library.release()
+        library.compiled(work_on(torch.zeros(n)))()
+    assert len(compiled) == 12

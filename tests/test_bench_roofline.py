@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from io import StringIO
 
 import numpy as np
@@ -13,7 +14,7 @@ import bp
 import bp.cpu.activation
 import bp.cuda.activation
 import bp.ops.activation as ops
-from bp.bench import watched_step
+from bp.bench import machine, watched_step
 from bp.bench.results import About, Limits, Results
 from bp.bench.results import write_json as write_results
 from bp.bench.roofline import Line, least_seconds, roofline, write_json
@@ -503,7 +504,11 @@ def test_launches_are_queued_behind_something_else_and_timed_one_by_one(monkeypa
 
 def test_the_command_takes_limits_of_a_result_file_and_writes_json(tmp_path, capsys):
     limits, path = tmp_path / "limits.json", tmp_path / "step.json"
-    write_results(Results(About("cpu", {}, {}, "abc", "2026-01-01", "bp bench"), LIMITS, []), limits)
+    here = machine.about("cpu", {}, {}, "bp bench")
+    write_results(Results(replace(here, machine={"CPU": "of another"}), LIMITS, []), limits)
+    assert main(["bench", "roofline", "digits", "--device", "cpu", "--limits", str(limits)]) == 2
+    assert "of the same machine and device, got CPU of another before" in capsys.readouterr().err
+    write_results(Results(here, LIMITS, []), limits)
     argv = ["bench", "roofline", "digits", *SMALL, "--device", "cpu", "--json", str(path), "--limits", str(limits)]
     assert main(argv) == 0
     printed = capsys.readouterr().out

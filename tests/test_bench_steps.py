@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import bp
+from bp.bench import check
 from bp.bench.catalogue import load
 from bp.bench.contestants import players
 from bp.bench.libraries import open_library
@@ -146,6 +147,14 @@ FAULTS = {
 def test_a_wrong_step_is_found(path, monkeypatch, fault):
     prepared = Prepared(path, "VectorStep", SMALL)
     monkeypatch.setattr(*FAULTS[fault])
+    assert prepared.contestant().error > 1
+
+
+def test_a_step_that_changes_nothing_is_found_however_coarse_the_precision(path, monkeypatch):
+    prepared = Prepared(path, "VectorStep", SMALL)
+    monkeypatch.setattr(check, "allowed", lambda precision, length: 1.0)
+    assert prepared.contestant().error < 1
+    monkeypatch.setattr(bp.AdamW, "step", nothing)
     assert prepared.contestant().error > 1
 
 

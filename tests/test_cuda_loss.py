@@ -188,6 +188,20 @@ def test_gradient_in_place_of_the_logits(classes, dtype):
             np.testing.assert_array_equal(to_host(a), to_host(b))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("operation", [ops.squared_error, ops.binary_cross_entropy])
+def test_elementwise_gradient_in_place_of_the_predictions(operation, dtype):
+    middle = () if operation is ops.squared_error else (None,)
+    for n in (1, 17, 2052):
+        x, t, block_ = to_device(normal(n), dtype), to_device(np.full(n, 0.25), dtype), to_device(control())
+        expected = operation(x, t, *middle, block_, True)
+        with emulating(detector=True, seed=3):
+            actual = operation(x, t, *middle, block_, True, x)
+        assert actual[1] is x
+        for a, b in zip(actual, expected, strict=True):
+            np.testing.assert_array_equal(to_host(a), to_host(b))
+
+
 def test_gradient_to_a_place_of_another_alignment():
     x, labels = normal((3, 100)), np.array([5, -100, 99])
     place = to_device(np.zeros(301), "float16")[1:].reshape(3, 100)

@@ -311,6 +311,77 @@ def test_gradient_of_cross_entropy_in_place_of_the_logits(smoothing, cpu_dtype):
     np.testing.assert_array_equal(logits, gradient)
 
 
+def elementwise(operation, x, t, weight, gradient=True, out=None):
+    control = np.ones(block.SIZE)
+    control[block.LOSS_DENOMINATOR] = x.size
+    before = () if operation is ops.squared_error else (weight,)
+    return operation(x, t, *before, control, gradient, out)
+
+
+# Vectors and what is left of them, and pieces for several threads.
+@pytest.mark.parametrize("weight", [None, 2.5, "by column"])
+@pytest.mark.parametrize("shape", [(0, 3), (1,), (15,), (3, 7), (41, 25), (1 << 12, 33)], ids=str)
+@pytest.mark.parametrize("operation", [ops.squared_error, ops.binary_cross_entropy])
+def test_elementwise_losses_of_every_size(operation, shape, weight, cpu_dtype):
+    generator = np.random.default_rng(0)
+    x, t = 3 * generator.standard_normal(shape), generator.random(shape)
+    if weight is not None:
+        weight = np.asarray(2.5 if weight == 2.5 else generator.random(shape[-1]))
+    expected = elementwise(operation, x, t, weight)
+    x, t = x.astype(cpu_dtype), t.astype(cpu_dtype)
+    weight = None if weight is None else weight.astype(cpu_dtype)
+    losses, gradient = elementwise(operation, x, t, weight)
+    assert losses.dtype == gradient.dtype == cpu_dtype
+    assert_close(losses, expected[0], tolerance(cpu_dtype))
+    # Gradients are small by the number of terms: compared as those of their sum.
+    assert_close(gradient * x.size, expected[1] * x.size, tolerance(cpu_dtype))
+    np.testing.assert_array_equal(elementwise(operation, x, t, weight, False)[0], losses)
+
+    spread = np.stack([x, t], axis=-1)
+    assert not np.shares_memory(elementwise(operation, spread[..., 0], spread[..., 1], weight)[1], spread)
+    for actual, alike in zip(
+        elementwise(operation, spread[..., 0], spread[..., 1], weight), (losses, gradient), strict=True
+    ):
+        np.testing.assert_array_equal(actual, alike)
+
+    in_place = elementwise(operation, x, t, weight, True, x)
+    assert in_place[1] is x
+    np.testing.assert_array_equal(in_place[0], losses)
+    np.testing.assert_array_equal(x, gradient)
+
+
+@pytest.mark.parametrize("operation", [ops.squared_error, ops.binary_cross_entropy])
+def test_elementwise_losses_of_special_values(operation, cpu_dtype):
+    special = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, 50.0, -50.0, 1e4, -1e4], cpu_dtype)
+    x, t = (a.ravel() for a in np.meshgrid(special, np.array([0.0, 1.0, 0.5], cpu_dtype)))
+    with np.errstate(all="ignore"):
+        expected = elementwise(operation, x.astype("float64"), t.astype("float64"), None)
+    for actual, exact in zip(elementwise(operation, x, t, None), expected, strict=True):
+        np.testing.assert_allclose(actual, exact, rtol=tolerance(cpu_dtype))
+
+
+@pytest.mark.parametrize("operation", [ops.squared_error, ops.binary_cross_entropy])
+def test_a_place_for_the_gradient_that_does_not_fit(operation):
+    x = np.zeros((4, 3), "float32")
+    for out in (np.zeros((3, 4), "float32"), np.zeros((4, 3)), np.zeros((3, 4), "float32").T):
+        with pytest.raises(bp.errors.BPError, match=f"{operation.__name__} expected .*out"):
+            elementwise(operation, x, x, None, True, out)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.shape == (6, 7)], ids=str)
+def test_terms_in_place_are_the_terms(case, cpu_dtype):
+    x, t = case.batch(cpu_dtype)
+    loss, control = case.loss("sum"), np.ones(block.SIZE)
+    expected = loss.terms(x, t, control, True)
+    done = loss.terms_in_place(x, t, control)
+    if done is None:
+        np.testing.assert_array_equal(x, case.batch(cpu_dtype)[0])
+        return
+    assert done[1] is x
+    for actual, alike in zip(done, expected, strict=True):
+        np.testing.assert_array_equal(actual, alike)
+
+
 def test_class_weight_need_not_be_contiguous(cpu_dtype):
     x, labels = np.random.default_rng(0).standard_normal((4, 3)).astype(cpu_dtype), np.array([0, 1, 2, 1])
     weight = np.arange(6, dtype=cpu_dtype)[::2]

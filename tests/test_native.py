@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -33,6 +35,38 @@ def test_misaligned_arrays_run_on_numpy(monkeypatch):
     y, _, _ = ops.layer_norm(misaligned(x), None, None, 1, 1e-5)
     monkeypatch.setattr(native, "kernels", None)
     np.testing.assert_array_equal(y, ops.layer_norm(x, None, None, 1, 1e-5)[0])
+
+
+@pytest.mark.skipif(native.kernels is not None and not native.kernels.openmp, reason="built without OpenMP")
+def test_results_do_not_depend_on_the_number_of_threads():
+    script = """
+import hashlib, numpy as np, bp
+from bp.ops import loss, norm, reduce
+x = np.random.default_rng(0).standard_normal((611, 703)).astype("float32")
+results = [operation(x, axis) for operation in (reduce.sum, reduce.mean, reduce.max) for axis in (None, -1, 0)]
+results += [reduce.sum(x.reshape(shape), axis) for shape in ((-1, 13), (13, -1)) for axis in (-1, 0)]
+control = np.ones(16)
+losses, gradient = loss.squared_error(x, x[::-1].copy(), control, True)
+results += [losses, gradient, loss.mean_of_terms(losses, control)]
+results += loss.binary_cross_entropy(x, np.abs(np.tanh(x)), None, control, True)
+results += norm.layer_norm(x, None, None, 1, 1e-5)
+model = bp.Sequential(bp.Linear(703, 611))
+model.build((703,))
+optimizer = bp.RMSprop(centered=True).setup(model)
+model[0].weight.grad = x
+optimizer.step()
+print(hashlib.sha256(b"".join(result.tobytes() for result in [*results, model.arena.values])).hexdigest())
+"""
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "2", "3")
+    }
+    assert len(digests) == 1
 
 
 def finishes(pid, seconds):

@@ -325,6 +325,21 @@ def test_one_element_has_no_gradient(either):
     np.testing.assert_array_equal(dx, np.zeros_like(x))
 
 
+# Samples that stay in the cache between two passes, and larger ones.
+@pytest.mark.parametrize("pixels", [1, 35, 600, 2100])
+def test_group_norm_treats_each_sample_by_itself(pixels, either):
+    generator = np.random.default_rng(0)
+    x, dy = generator.standard_normal((2, 3, pixels, 34)).astype("float32")
+    gamma, beta = generator.standard_normal((2, 34)).astype("float32")
+    y, mean, rstd = ops.group_norm(x, gamma, beta, 2, 1e-5)
+    dx = ops.group_norm_backward(dy, x, gamma, mean, rstd, None, None, False)
+    for i in range(3):
+        one = slice(i, i + 1)
+        np.testing.assert_array_equal(ops.group_norm(x[one], gamma, beta, 2, 1e-5)[0], y[one])
+        alone = ops.group_norm_backward(dy[one], x[one], gamma, mean[one], rstd[one], None, None, False)
+        np.testing.assert_array_equal(alone, dx[one])
+
+
 @pytest.mark.parametrize("channels", [2, 6, 16, 48, 64, 66, 130])
 @pytest.mark.parametrize("name", LAYERS)
 def test_native_equals_numpy(name, channels, monkeypatch):
@@ -335,6 +350,16 @@ def test_native_equals_numpy(name, channels, monkeypatch):
     monkeypatch.setattr(native, "kernels", None)
     for actual, expected in zip(by_kernel, run(LAYERS[name], x, "float32", twice=True), strict=True):
         assert_close(actual, expected, tolerance("float32", 5 * 13 * 11))
+
+
+# Rows in groups, where the last one is short, and single rows; sums of lanes and what is left of them.
+@pytest.mark.parametrize("shape", [(37, 31), (35, 1500), (3, 4096), (2, 5001)], ids=str)
+def test_rows_of_every_length(shape, either):
+    x = (3 + np.random.default_rng(0).standard_normal(shape)).astype("float32")
+    for actual, expected in zip(
+        ops.layer_norm(x, None, None, 1, 1e-5), ops.layer_norm(x.astype("float64"), None, None, 1, 1e-5), strict=True
+    ):
+        assert_close(actual, expected, tolerance("float32"))
 
 
 @pytest.mark.parametrize("name", LAYERS)

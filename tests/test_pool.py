@@ -184,7 +184,7 @@ def test_average_of_a_large_window(size, either):
         np.testing.assert_allclose(middle, x[:, 0, 0], rtol=tolerance("float32", min(count, 128)))
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4, 16, 23, 48])
+@pytest.mark.parametrize("channels", [0, 1, 3, 4, 16, 23, 48, 64, 87])
 @pytest.mark.parametrize(
     "layer",
     [
@@ -193,6 +193,8 @@ def test_average_of_a_large_window(size, either):
         lambda: bp.MaxPool2d(2, 1, 1, 2),
         lambda: bp.AvgPool2d(3, 2, 1),
         lambda: bp.AvgPool2d(3, 2, 1, count_include_pad=False),
+        lambda: bp.AvgPool2d((11, 13), 1, (0, 2)),
+        lambda: bp.GlobalAvgPool2d(),
     ],
 )
 def test_native_equals_numpy(layer, channels, monkeypatch):
@@ -221,7 +223,7 @@ def digest():
     """A hash of all bits that the float32 operations give for inputs large enough to be split among threads."""
     result = hashlib.sha256()
     x = np.random.default_rng(0).standard_normal((6, 23, 21, 18)).astype("float32")
-    for layer in (lambda: bp.MaxPool2d(3, 1, 1), lambda: bp.AvgPool2d(3, 1, 1)):
+    for layer in (lambda: bp.MaxPool2d(3, 1, 1), lambda: bp.AvgPool2d(3, 1, 1), lambda: bp.GlobalAvgPool2d()):
         for array in run(layer, x):
             result.update(array.tobytes())
     return result.hexdigest()

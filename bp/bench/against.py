@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Literal
 from bp.bench import noise, units
 from bp.bench.libraries import LIBRARIES
 from bp.bench.noise import Change, Residual
-from bp.bench.results import Entry, Limits, Results, Row, Times
+from bp.bench.results import About, Entry, Limits, Results, Row, Times
 from bp.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def compare(before: Results, after: Results) -> Comparison:
 
     Raises ConfigurationError, with what differs, where they are of two machines or devices.
     """
-    _expect_one_machine(before, after)
+    expect_one_machine(before.about, after.about)
     earlier, later = ({row.key: row for row in results.rows} for results in (before, after))
     pairs = [(earlier[key], row) for key, row in later.items() if key in earlier]
     unfit, limits = _changed_peers(before, after), _limits(before.limits, after.limits)
@@ -277,8 +277,9 @@ def _ours(before: Row, after: Row) -> list[str]:
     return list(dict.fromkeys(entry.contestant for row in (after, before) for entry in row.entries if entry.ours))
 
 
-def _expect_one_machine(before: Results, after: Results) -> None:
-    runs = [{"device": results.about.device, **results.about.machine} for results in (before, after)]
+def expect_one_machine(before: About, after: About) -> None:
+    """Raises ConfigurationError, with what differs, where runs are of two machines or devices."""
+    runs = [{"device": about.device, **about.machine} for about in (before, after)]
     differing = [f"{name} {earlier} before and {later} now" for name, earlier, later in _differing(*runs)]
     if differing:
         raise ConfigurationError(f"expected results of the same machine and device, got {', '.join(differing)}")

@@ -33,15 +33,15 @@ class Benchmark:
     """Base of all benchmarks. A subclass is a frozen dataclass whose fields are the sizes and settings of a case:
 
         @dataclass(frozen=True)
-        class Exponential(Benchmark):
-            name = "exponential"
+        class Tanh(Benchmark):
+            name = "tanh"
             sizes = Sizes(cuda=grid(n=[1 << 26]), cpu=grid(n=[1 << 20]), quick=grid(n=[1000]))
             n: int
 
             def draw(self, draw): return {"x": draw.normal(self.n)}
             def nbytes(self, itemsize): return 2 * self.n * itemsize
-            def bp(self, x): return lambda: activation.exp(x)
-            def torch(self, x): return lambda: x.exp()
+            def bp(self, x): return lambda: activation.tanh(x)
+            def torch(self, x): return lambda: x.tanh()
 
     A method named as a library (`bp`, `numpy`, `torch`, `cupy`, `triton`, `liger`) takes the drawn arrays, each by its
     name and as that library has them, and returns the work (`Work`, or `Measured`), or None where the library has

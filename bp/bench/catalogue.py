@@ -32,13 +32,16 @@ def families() -> list[str]:
 def load(family: str) -> list[type[Benchmark]]:
     """The benchmarks of a family, in the order of its files. family: a name, or the path of a file.
 
-    Raises ConfigurationError where there is none of that name.
+    Raises ConfigurationError where there is none of that name, or a file that is no Python, imports what is not there,
+    or has no benchmarks.
     """
     _find_package()
     found: list[type[Benchmark]] = []
     for module in [_own(Path(family))] if family.endswith(".py") else _ours(family):
         kinds = [item for item in vars(module).values() if isinstance(item, type) and issubclass(item, Benchmark)]
         found += [kind for kind in kinds if kind.__module__ == module.__name__ and hasattr(kind, "name")]
+    if not found:
+        raise ConfigurationError(f"no benchmarks in {family}: expected classes of bp.bench.Benchmark with a name")
     return found
 
 
@@ -69,7 +72,10 @@ def _own(path: Path) -> ModuleType:
     if not path.is_file():
         raise ConfigurationError(f"no file of benchmarks at {path}")
     name = f"bp_benchmarks_of_the_user_{path.stem}"
-    return sys.modules[name] if name in sys.modules else _run(name, path)
+    try:
+        return sys.modules[name] if name in sys.modules else _run(name, path)
+    except (SyntaxError, ImportError) as error:
+        raise ConfigurationError(f"{path}: {error}") from error
 
 
 def _run(name: str, path: Path) -> ModuleType:

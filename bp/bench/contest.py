@@ -44,7 +44,14 @@ class Contest:
     def prepare(self) -> None:
         """Compute the reference; make, run and check everybody. Raises Failed where the reference itself fails."""
         if self.reference:
-            taken = len(self.playing) * self._ask(("bp", ()), "reference", path=self.reference)
+            key: Key = ("bp", ())
+            try:
+                taken = len(self.playing) * self._ask(key, "reference", path=self.reference)
+            except Crashed as problem:
+                self._restart(key)
+                for player in self.playing:
+                    self._enter(player, "failed", f"the float64 reference: {problem}")
+                return
             if taken > self.room:
                 # All of them or nobody: a comparison with those who came first would be of the order they came in.
                 words = size_in_words(taken), size_in_words(int(self.room))
@@ -113,6 +120,17 @@ class Contest:
         for name, times in taken.items():
             if times and self._entries[name].status == "checked":
                 self._entries[name] = replace(self._entries[name], status="timed", times=summary(times))
+
+    def end(self) -> None:
+        """Give back the memory of all: who takes no part in the next case would keep it."""
+        for key in self._begun:
+            try:
+                self.pool.get(key).ask("end", PREPARE_SECONDS)
+            except Failed:
+                continue
+            except Crashed:
+                self.pool.forget(key)
+        self._begun.clear()
 
     def _take_turn(self, player: Player, times: list[float]) -> None:
         key = (player.library, player.environment)

@@ -56,7 +56,9 @@ def memory(device: str) -> float:
 def revision() -> str:
     """Of bp's sources: the commit, with "+" where they differ from it; $BP_REVISION where there is no history."""
     folder = Path(__file__).parent
-    commit = _output("git", "-C", str(folder), "rev-parse", "--short=12", "HEAD")
+    # Installed in a virtual environment inside a project, bp is no part of that project's history.
+    ours = _output("git", "-C", str(folder), "ls-files", Path(__file__).name)
+    commit = _output("git", "-C", str(folder), "rev-parse", "--short=12", "HEAD") if ours else ""
     if not commit:
         return os.environ.get("BP_REVISION", "unknown")
     return commit + (
@@ -80,8 +82,10 @@ def clocks(device: str) -> dict[str, float]:
 
 
 def _ask_gpu(questions: dict[str, str]) -> dict[str, str]:
-    """nvidia-smi's answers about the first GPU."""
-    text = _output("nvidia-smi", f"--query-gpu={','.join(questions.values())}", "--format=csv,noheader", "--id=0")
+    """nvidia-smi's answers about the first GPU that CUDA programs see."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
+    asked = f"--query-gpu={','.join(questions.values())}"
+    text = _output("nvidia-smi", asked, "--format=csv,noheader", f"--id={first}")
     answers = text.split(", ")
     return dict(zip(questions, answers, strict=True)) if len(answers) == len(questions) else {}
 

@@ -52,6 +52,7 @@ main({library!r}, {device!r})
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env=variables,
+                start_new_session=True,  # a group of its own, which ends as a whole
             )
         self._answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._listener = threading.Thread(target=self._listen, daemon=True)
@@ -90,6 +91,9 @@ main({library!r}, {device!r})
         kind, what = self._answer(limit)
         if kind == "failed":
             raise Failed(what)
+        if kind == "broken":
+            self.close()
+            raise Crashed(what)
         return what
 
     def ask(self, command: str, limit: float, **arguments: Any) -> Any:
@@ -116,9 +120,13 @@ main({library!r}, {device!r})
         return lines[-1][:200] if lines else ""
 
     def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
+        """End the process, and those that it started: a loader's workers would keep its output open."""
+        if self._process.returncode is None:
+            if hasattr(os, "killpg"):
+                with suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
+            self._process.wait()
         self._listener.join()  # it has read what there was
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
@@ -143,23 +151,28 @@ class Pool:
         self.missing: dict[str, str] = {}
         self.versions: dict[str, str] = {}
         self._processes: dict[Key, Process] = {}
+        self._started = 0
 
     def get(self, key: Key) -> Process:
-        """The process of a library in an environment; raises Missing where the library cannot take part."""
+        """The process of a library in an environment; raises Missing where the library cannot take part, or does not
+        even start."""
         library, environment = key
         if library in self.missing:
             raise Missing(self.missing[library])
         process = self._processes.get(key)
         if process is None:
-            log = self.folder / f"process-{len(self._processes)}.txt"
-            process = Process(library, self.device, dict(environment), log)
+            log = self.folder / f"process-{self._started}.txt"
+            self._started += 1
+            # Entered before it is waited for, so that it is ended too where somebody interrupts that.
+            process = self._processes[key] = Process(library, self.device, dict(environment), log)
             try:
                 process.wait_until_ready()
-            except Missing as error:
-                self.missing[library] = str(error)
-                raise
+            except (Missing, Crashed) as error:
+                del self._processes[key]
+                if not environment:
+                    self.missing[library] = str(error)
+                raise Missing(str(error)) from None
             self.versions = process.versions | self.versions
-            self._processes[key] = process
         return process
 
     def forget(self, key: Key) -> None:

@@ -92,20 +92,27 @@ class Run:
                 raise ConfigurationError(f"expected a precision of {', '.join(PRECISIONS)}, got '{precision}'")
 
     def results(self, command: str) -> Results:
-        """Run everything. command: the line that was typed, for the record."""
-        self._begun = begun = time.monotonic()
+        """Run everything. command: the line that was typed, for the record.
+
+        An interrupt (Ctrl-C) ends the run; what was measured until then is returned, with the setting "interrupted".
+        """
+        started = time.monotonic()
         rows: list[Row] = []
+        settings = {"seed": str(self.plan.seed), "caches": "cold" if self.cold else "warm"}
+        settings |= {"quick": "yes"} if self.plan.quick else {}
         with tempfile.TemporaryDirectory() as folder, Pool(self.device, Path(folder)) as pool:
             self.pool, self.folder = pool, Path(folder)
-            if self.timed:
-                self.limits = self.measure_limits()
-                self.on_limits(self.limits)
-            for family, kind in self.kinds:
-                rows += self._rows(family, kind)
-            settings = {"seed": str(self.plan.seed), "caches": "cold" if self.cold else "warm"}
-            settings |= {"quick": "yes"} if self.plan.quick else {}
+            try:
+                if self.timed:
+                    self.limits = self.measure_limits()
+                    self.on_limits(self.limits)
+                self._begun = time.monotonic()
+                for family, kind in self.kinds:
+                    rows.extend(self._rows(family, kind))  # row by row: an interrupt leaves those that are whole
+            except KeyboardInterrupt:
+                settings |= {"interrupted": "yes"}
             about = machine.about(self.device, pool.versions, settings, command)
-            return Results(about, self.limits, rows, pool.missing, round(time.monotonic() - begun, 1))
+            return Results(about, self.limits, rows, pool.missing, round(time.monotonic() - started, 1))
 
     def measure_limits(self) -> Limits:
         """What this machine can do at most: the best of all contestants of the family "limits"."""
@@ -180,6 +187,7 @@ class Run:
             raise ConfigurationError(f"{kind.__name__}: its float64 reference failed: {error}") from None
         if self.timed:
             contest.take_turns(plan.repeats, plan.seconds)
+        contest.end()
         clocks = {f"{name} before": value for name, value in before.items()}
         if self.timed:
             clocks |= {f"{name} after": value for name, value in machine.clocks(self.device).items()}

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from bp.bench import units
@@ -15,6 +15,8 @@ LEVEL = 0.95  # of the time of a peer: from here on bp counts as level with it
 WIDTHS = (21, 5, 8, 19, 13, 5)  # of the columns before the ratios
 HEADS = ("", "", "bp", "20 % to 80 %", "rate", "limit")
 LEFT = 2  # columns that begin at their left edge; figures end at their right
+SPREAD = 3  # the column that a narrow terminal does without
+ROOMY = 100  # characters of a line that have room for it
 
 
 class Printer:
@@ -22,6 +24,9 @@ class Printer:
 
     def __init__(self, console: "Console") -> None:
         self.console = console
+        narrow = console.is_terminal and console.width < ROOMY
+        self._places = [place for place in range(len(WIDTHS)) if not narrow or place != SPREAD]
+        self._ratio_head = "others / bp" if narrow else "time of others / time of bp"
         self._family = self._benchmark = ""
 
     def limits(self, limits: Limits) -> None:
@@ -34,12 +39,12 @@ class Printer:
         said += [f"{precision} {units.compute(rate)}" for precision, rate in limits.peak.items()]
         if limits.launch_seconds is not None:
             said.append(f"shortest launch {units.seconds(limits.launch_seconds)}")
-        self._print(f"limits: {', '.join(said)}", "dim")
+        self._print(f"limits: {', '.join(said) or 'not measured'}", "dim")
 
     def row(self, row: Row) -> None:
         """One line, and one more for whatever is wrong or failed; a heading where another benchmark begins."""
         if row.family != self._family:
-            self._print(f"\n{_columns((row.family, *HEADS[1:]))}  time of others / time of bp", "bold")
+            self._print(f"\n{self._columns((row.family, *HEADS[1:]))}  {self._ratio_head}", "bold")
         if (row.family, row.benchmark) != (self._family, self._benchmark):
             sizes = " x ".join(name for name, size in row.sizes.items() if not isinstance(size, str))
             self._print(f" {row.benchmark}", end="")
@@ -49,12 +54,13 @@ class Printer:
         cells = [f"  {row.shape}", row.precision]
         if times is None:
             state = "" if row.ours is None else row.ours.status
-            self._print(_columns([*cells, state, "", "", ""]).rstrip())
+            self._print(self._columns([*cells, state, "", "", ""]).rstrip())
         else:
             spread = f"{units.seconds(times.low)} to {units.seconds(times.high)}"
             percent = "" if row.percent is None else units.percent(row.percent)
-            self._print(_columns([*cells, units.seconds(times.median), spread, rate(row), percent]), end="")
-            self._ratios(row, times.median)
+            line = self._columns([*cells, units.seconds(times.median), spread, rate(row), percent])
+            self._print(line, end="")
+            self._ratios(row, times.median, len(line))
         for entry in row.entries:
             if entry.status in ("wrong", "failed"):
                 self._print(f"    {entry.contestant} {entry.status}: {entry.reason}", "red")
@@ -62,12 +68,18 @@ class Printer:
         if row.ours is not None and row.ours.status == "left out":
             self._print(f"    {'; '.join(sorted(reasons))}", "yellow")
 
-    def _ratios(self, row: Row, ours: float) -> None:
-        """The other contestants beside bp, the fastest first."""
+    def _ratios(self, row: Row, ours: float, begin: int) -> None:
+        """The other contestants beside bp, the fastest first. begin: characters that the line has already."""
+        end = begin
         timed = [(entry.times.median / ours, entry) for entry in row.entries if entry.times and entry is not row.ours]
         for ratio, entry in sorted(timed, key=lambda pair: pair[0]):
             style = "dim" if entry.ours else "green" if ratio >= 1.0 else "yellow" if ratio >= LEVEL else "red"
-            self._print(f"  {entry.contestant.removeprefix('bp ')} {units.ratio(ratio)}", style, end="")
+            text = f"  {entry.contestant.removeprefix('bp ')} {units.ratio(ratio)}"
+            if self.console.is_terminal and begin < end and end + len(text) > self.console.width:
+                self._print(f"\n{' ' * begin}", end="")
+                end = begin
+            self._print(text, style, end="")
+            end += len(text)
         self._print("")
 
     def end(self, results: Results) -> None:
@@ -76,21 +88,34 @@ class Printer:
         for family, rows in _by_family(results.rows):
             ratios = [row.ratio for row in rows if row.ratio is not None]
             percents = [row.percent for row in rows if row.percent is not None]
-            said = f"{family}: {len(rows)} rows"
+            said = f"{family}: {units.counted(len(rows), 'row')}"
             if ratios:
                 mean = math.exp(statistics.fmean(map(math.log, ratios)))
                 said += f", the best peer takes {units.ratio(mean)} the time of bp"
-                said += f" ({units.ratio(min(ratios))} to {units.ratio(max(ratios))})"
+                if len(ratios) > 1:
+                    said += f" ({units.ratio(min(ratios))} to {units.ratio(max(ratios))})"
             if percents:
                 said += f", {units.percent(statistics.median(percents))} of the limit at the median"
             self._print(said)
+        if not results.rows:
+            self._print(f"no rows: what was asked for has no cases for device '{results.about.device}'", "yellow")
         for name, reason in results.missing.items():
             self._print(f"no {name}: {reason}", "yellow")
         bad = sum(entry.status in ("wrong", "failed") for row in results.rows for entry in row.entries)
         if bad:
-            self._print(f"{bad} contestants were wrong or failed: see above", "red")
+            self._print(f"wrong or failed: {units.counted(bad, 'contestant')}, see above", "red")
         about = results.about
-        self._print(f"{', '.join(about.machine.values())}; bp {about.revision}; {results.seconds:.0f} s", "dim")
+        machine = [f"{value} cores" if key == "cores" else value for key, value in about.machine.items()]
+        revision = f"{about.versions.get('bp', '')} ({about.revision})".lstrip()
+        self._print(f"{', '.join(machine)}; bp {revision}; {results.seconds:.0f} s", "dim")
+
+    def _columns(self, cells: Sequence[str]) -> str:
+        """Words to the left, figures to the right; longer texts push the rest on."""
+        padded = []
+        for place in self._places:
+            text, width = cells[place], WIDTHS[place]
+            padded.append(text.ljust(width) if place < LEFT else text.rjust(width))
+        return " ".join(padded)
 
     def _print(self, text: str, style: str = "", end: str = "\n") -> None:
         self.console.print(text, style=style or None, end=end, highlight=False, markup=False, soft_wrap=True)
@@ -103,14 +128,6 @@ def rate(row: Row) -> str:
     if row.flops and (row.bound == "compute" or not row.nbytes):
         return units.compute(row.flops / row.ours.times.median)
     return units.bandwidth(row.nbytes / row.ours.times.median) if row.nbytes else ""
-
-
-def _columns(cells: Iterable[str]) -> str:
-    """Words to the left, figures to the right; longer texts push the rest on."""
-    padded = []
-    for place, (text, width) in enumerate(zip(cells, WIDTHS, strict=True)):
-        padded.append(text.ljust(width) if place < LEFT else text.rjust(width))
-    return " ".join(padded)
 
 
 def _by_family(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:

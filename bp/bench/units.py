@@ -20,6 +20,11 @@ def trimmed(text: str) -> str:
     return re.sub(r"\.(\d*?)0*(?!\d)", lambda match: f".{match[1]}" if match[1] else "", text)
 
 
+def counted(number: int, noun: str) -> str:
+    """The noun with its number: 1 row, 2 rows."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _rounded(value: float) -> float:
     return float(f"{value:.2e}")
 

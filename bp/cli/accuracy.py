@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bp.bench.accuracy import TARGETS, Outcome, keep, measure, read_outcomes
 from bp.cli.arguments import Parser
-from bp.cli.output import require_writable
+from bp.cli.output import require_file
 from bp.errors import ConfigurationError
 
 DESCRIPTION = """Train recipes as `bp train` does, each in a fresh process, and print how long it took from the start of
@@ -26,8 +26,8 @@ def main(argv: Sequence[str]) -> None:
         if recipe not in TARGETS:
             raise ConfigurationError(f"expected a recipe with a target ({', '.join(TARGETS)}), got '{recipe}'")
     if arguments.json is not None:
-        require_writable(arguments.json.absolute().parent)
-        read_outcomes(arguments.json)  # before hours of training
+        require_file(arguments.json)  # before hours of training
+        read_outcomes(arguments.json)
     for recipe in arguments.recipes or TARGETS:
         outcome = measure(
             recipe, TARGETS[recipe], device=arguments.device, data_root=arguments.data_root, on_run=_begins

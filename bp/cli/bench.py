@@ -5,9 +5,11 @@ import shlex
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
-from bp.bench.against import compare
+from bp.bench import machine
+from bp.bench.against import compare, expect_one_machine
 from bp.bench.catalogue import families, load
 from bp.bench.reading import read_json
 from bp.bench.results import Results, write_csv, write_json
@@ -15,6 +17,7 @@ from bp.bench.run import LIMITS, Plan, Run
 from bp.bench.shapes import read_shapes
 from bp.bench.terminal import Printer
 from bp.cli.arguments import Parser
+from bp.cli.output import require_file
 from bp.errors import ConfigurationError
 
 # Where the first word is one of these, the rest is for them.
@@ -30,7 +33,7 @@ ON_REQUEST = ("scaling", "startup", "data")
 DESCRIPTION = """Check every kernel and training step against float64, then time it in turn with its peers.
 
 Each library runs in a process of its own. Contestants take turns; the median counts, with the 20 % and 80 % quantiles.
-What the machine can do at most is measured in the same run. Others:
+What the machine can do at most is measured in the same run. With options of their own:
 
 """
 
@@ -51,18 +54,25 @@ def main(argv: Sequence[str]) -> None:
         return
     before = None if arguments.against is None else read_json(arguments.against)
     for path in (arguments.json, arguments.csv, arguments.html):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ConfigurationError(f"no folder {path.parent} to write {path.name} to")
+        if path is not None:
+            require_file(path)
     from rich.console import Console
 
     printer = Printer(Console())
     run = Run(_plan(arguments), printer.row, printer.limits)
+    if before is not None:
+        expect_one_machine(before.about, machine.about(run.device, {}, {}, ""))
     results = run.results(shlex.join(["bp", "bench", *argv]))
     printer.end(results)
     _write(results, arguments.json, arguments.csv, arguments.html)
+    if "interrupted" in results.about.settings:
+        raise KeyboardInterrupt  # what was measured until then is kept
     comparison = None if before is None else compare(before, results)
     if comparison is not None:
-        printer.console.print(comparison)
+        if printer.console.is_terminal:
+            printer.console.print(comparison)
+        else:
+            print(comparison)  # a line a row, of any width
     ours = [entry for row in results.rows for entry in row.entries if entry.ours]
     if any(entry.status in ("wrong", "failed") for entry in ours) or (comparison is not None and comparison.regressed):
         sys.exit(1)
@@ -75,7 +85,7 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("families", nargs="*", metavar="FAMILY", help="such as norm, or a file of your own; default: all but "
         + ", ".join(ON_REQUEST))  # fmt: skip
-    add("--list", action="store_true", help="list families and their benchmarks")
+    add("--list", action="store_true", help="list families and their benchmarks, with the names of their sizes")
     add("--device", default="auto", help="auto, cpu, cuda, or emulator (checked, not timed)")
     add(
         "--dtype",
@@ -97,7 +107,7 @@ def _parser() -> Parser:
     add("--shapes", type=Path, metavar="FILE", help="YAML: the sizes of some benchmarks, and only these run")
     add("--quick", action="store_true", help="few small cases, a few turns, nothing compiled: under a minute")
     add("--cache", choices=["cold", "warm"], help="default: cold on a GPU, warm on a CPU, which cannot be emptied")
-    add("--seconds", type=float, metavar="S", help="begin no further row after so many")
+    add("--seconds", type=float, metavar="S", help="begin no further row after so many seconds")
     add("--seed", type=int, help="of the random data; default: another in every run")
     add("--json", type=Path, metavar="FILE", help="write the results")
     add("--csv", type=Path, metavar="FILE", help="write a line for each contestant")
@@ -108,6 +118,11 @@ def _parser() -> Parser:
 
 def _plan(arguments: Namespace) -> Plan:
     """What the arguments ask for."""
+    for action in ACTIONS:
+        if action in arguments.families:
+            raise ConfigurationError(f"'{action}' comes first, before any option: bp bench {action} ...")
+    if arguments.seconds is not None and not arguments.seconds > 0:
+        raise ConfigurationError(f"--seconds expected more than 0, got {arguments.seconds:g}")
     chosen = arguments.families or [name for name in families() if name not in (LIMITS, *ON_REQUEST)]
     sizes = {}
     if arguments.shapes is not None:
@@ -129,9 +144,11 @@ def _plan(arguments: Namespace) -> Plan:
 
 
 def _list() -> None:
-    """Print the families and what they measure."""
+    """Print the families, what they measure, and its sizes."""
     for family in families():
-        print(f"{family}: {', '.join(kind.name for kind in load(family))}")
+        print(family)
+        for kind in load(family):
+            print(f"  {kind.name}: {', '.join(field.name for field in fields(kind))}")  # type: ignore[arg-type]
 
 
 def _write(results: Results, json: Path | None, csv: Path | None, html: Path | None) -> None:

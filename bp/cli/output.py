@@ -67,6 +67,21 @@ def require_writable(folder: Path) -> None:
         raise PermissionError(13, "no permission to write", str(present))
 
 
+def require_file(path: Path) -> None:
+    """Raise where `path` cannot be written as a file of a folder that is there, before minutes of work.
+
+    ConfigurationError without the folder, OSError where a folder has that name or permission is missing.
+    """
+    if not path.absolute().parent.is_dir():
+        raise ConfigurationError(f"no folder {path.parent} to write {path.name} to")
+    if path.is_dir():
+        raise IsADirectoryError(21, "expected a file, got a folder", str(path))
+    if not path.exists():
+        require_writable(path.absolute().parent)
+    elif not os.access(path, os.W_OK):
+        raise PermissionError(13, "no permission to write", str(path))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file in one step: readers see the old one or the new one, whole."""
     partial = path.with_name(path.name + ".partial")

@@ -15,7 +15,7 @@ from bp.bench.roofline import Roofline, roofline, write_json
 from bp.bench.roofline_table import show
 from bp.bench.watched_step import HeldBatches, on_cpu, on_gpu, on_plan
 from bp.cli.arguments import Parser, split
-from bp.cli.output import require_writable
+from bp.cli.output import require_file
 from bp.cli.session import make_session
 from bp.cli.warmup import planning_for
 from bp.config import Config, resolve
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     recipe, settings, _ = split(rest)
     config = resolve(recipe, settings)
     if arguments.json is not None:
-        require_writable(arguments.json.parent)
+        require_file(arguments.json)
     console = Console()
     with console.status("measuring limits and steps"):  # which only a terminal shows
         found = of_recipe(config, arguments.limits)
@@ -91,11 +91,14 @@ def of_recipe(config: Config, limits_from: Path | None = None) -> Roofline:
 
 
 def _limits(device: str, precision: str, path: Path | None) -> Limits:
-    """Of a result file, or measured now, by other processes."""
+    """Of a result file of this machine, or measured now, by other processes."""
     if path is not None:
+        from bp.bench.against import expect_one_machine
         from bp.bench.reading import read_json
 
-        return read_json(path).limits
+        results = read_json(path)
+        expect_one_machine(results.about, machine.about(device, {}, {}, ""))
+        return results.limits
     from bp.bench.limits import measure
 
     return measure(device, list(dict.fromkeys([precision, "fp32"])))

@@ -234,14 +234,24 @@ def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.add(a, b, out=_like(a))
 
 
+_OF_BIASED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "relu": relu,
+    "gelu_tanh": functools.partial(gelu, approximate="tanh"),
+    "silu": silu,
+}
+
+
 def bias_activation(x: np.ndarray, bias: np.ndarray, activation: str) -> tuple[np.ndarray, np.ndarray | None]:
-    z = _with_bias(x, bias)
+    kernel = getattr(native.kernels, "bias_activation", None)
+    if kernel is not None and _fits(x) and _fits(bias):
+        y = empty(x.shape, x.dtype)
+        kernel(x, bias, activation, y)
+    else:
+        z = _with_bias(x, bias)
+        y = z if activation == "identity" else _OF_BIASED[activation](z)
     if activation == "identity":
-        return z, None
-    if activation == "relu":
-        y = relu(z)
-        return y, y
-    return (silu(z) if activation == "silu" else gelu(z, "tanh")), x
+        return y, None
+    return y, y if activation == "relu" else x
 
 
 def bias_activation_backward(

@@ -1,4 +1,5 @@
-"""Losses on the CPU: NumPy, and one native pass for softmax cross-entropy in float32.
+"""Losses on the CPU: NumPy, and one native pass in float32 for softmax cross-entropy, squared error and binary
+cross-entropy.
 
 Infinite intermediate values are part of the arithmetic here (e^-inf = 0, an overflow to inf, NaN for what is
 undefined), hence no floating-point warning leaves these functions.
@@ -14,10 +15,14 @@ from bp.ops.loss import check_labels
 _quietly = np.errstate(all="ignore")
 
 
-@_quietly
 def mean_of_terms(losses: np.ndarray, control: np.ndarray) -> np.ndarray:
-    total = losses.sum(dtype=np.float64) * _inverse(control)
-    return np.asarray(total, losses.dtype)
+    kernel = native.kernel("sum", losses)
+    if kernel is not None:
+        mean = empty((), losses.dtype)
+        kernel(np.ascontiguousarray(losses), mean, False, float(control[LOSS_DENOMINATOR]) or np.inf, False)
+        return mean
+    with np.errstate(all="ignore"):
+        return np.asarray(losses.sum(dtype=np.float64) * _inverse(control), losses.dtype)
 
 
 def scale_terms(gradient: np.ndarray, dlosses: np.ndarray) -> None:
@@ -35,19 +40,11 @@ def softmax_cross_entropy(
     gradient: bool,
     out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    if out is not None:
-        losses, dlogits = softmax_cross_entropy(
-            logits, labels, class_weight, control, ignore_index, label_smoothing, gradient
-        )
-        if dlogits is not None:
-            out[...] = dlogits
-        return losses, None if dlogits is None else out
     kernel = native.kernel("softmax_cross_entropy", logits)
     if kernel is not None:
         if labels.dtype == np.uint64:  # the largest would become negative, and so perhaps the one to ignore
             check_labels("softmax_cross_entropy", labels, logits.shape[-1], ignore_index)
-        losses = empty(labels.shape, logits.dtype)
-        dlogits = empty(logits.shape, logits.dtype) if gradient else None
+        losses, dlogits = empty(labels.shape, logits.dtype), _gradient_memory(logits, gradient, out)
         in_range = kernel(
             np.ascontiguousarray(logits),
             np.ascontiguousarray(labels, np.int64),
@@ -87,7 +84,11 @@ def softmax_cross_entropy(
         dlogits -= uniform_part
     dlogits *= _gradient_factor(control)
     dlogits[~kept | (mass == 0)] = 0
-    return losses, dlogits.reshape(logits.shape)
+    dlogits = dlogits.reshape(logits.shape)
+    if out is None:
+        return losses, dlogits
+    out[...] = dlogits
+    return losses, out
 
 
 @_quietly
@@ -163,16 +164,21 @@ def multi_margin(
     return losses, dx.reshape(predictions.shape)
 
 
-@_quietly
 def squared_error(
-    predictions: np.ndarray, targets: np.ndarray, control: np.ndarray, gradient: bool
+    predictions: np.ndarray, targets: np.ndarray, control: np.ndarray, gradient: bool, out: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    difference = np.subtract(predictions, targets, out=_empty_like(predictions))
-    losses = np.multiply(difference, difference, out=_empty_like(predictions))
-    if not gradient:
-        return losses, None
-    difference *= 2 * _gradient_factor(control)
-    return losses, difference
+    losses, dx = _empty_like(predictions), _gradient_memory(predictions, gradient, out)
+    kernel = native.kernel("squared_error", predictions)
+    if kernel is not None:
+        targets = np.ascontiguousarray(targets)
+        kernel(np.ascontiguousarray(predictions), targets, targets, _gradient_factor(control), losses, dx)
+        return losses, dx
+    with np.errstate(all="ignore"):
+        difference = np.subtract(predictions, targets, out=_empty_like(predictions) if dx is None else dx)
+        np.multiply(difference, difference, out=losses)
+        if dx is not None:
+            dx *= 2 * _gradient_factor(control)
+    return losses, dx
 
 
 @_quietly
@@ -207,9 +213,20 @@ def huber(
 
 @_quietly
 def binary_cross_entropy(
-    logits: np.ndarray, targets: np.ndarray, pos_weight: np.ndarray | None, control: np.ndarray, gradient: bool
+    logits: np.ndarray,
+    targets: np.ndarray,
+    pos_weight: np.ndarray | None,
+    control: np.ndarray,
+    gradient: bool,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     positive = targets if pos_weight is None else np.multiply(targets, pos_weight, out=_empty_like(logits))
+    kernel = native.kernel("binary_cross_entropy", logits)
+    if kernel is not None:
+        losses, dlogits = _empty_like(logits), _gradient_memory(logits, gradient, out)
+        arrays = (np.ascontiguousarray(array) for array in (logits, targets, positive))
+        kernel(*arrays, _gradient_factor(control), losses, dlogits)
+        return losses, dlogits
     negative = np.subtract(1, targets, out=_empty_like(logits))
     above = logits > 0
     # The weights of softplus(|x|), which grows with |x|, and of softplus(-|x|), which vanishes.
@@ -225,7 +242,7 @@ def binary_cross_entropy(
     vanishing *= small
     growing -= vanishing
     small += 1
-    dlogits = np.divide(growing, small, out=size)
+    dlogits = np.divide(growing, small, out=size if out is None else out)
     np.negative(dlogits, out=dlogits, where=~above)
     dlogits *= _gradient_factor(control)
     return losses, dlogits
@@ -266,6 +283,13 @@ def _inverse(control: np.ndarray) -> float:
 def _gradient_factor(control: np.ndarray) -> float:
     """What the gradient of each term is multiplied by, for that of the mean."""
     return float(control[LOSS_SCALE]) * _inverse(control)
+
+
+def _gradient_memory(predictions: np.ndarray, gradient: bool, out: np.ndarray | None) -> np.ndarray | None:
+    """Where the gradient goes: to `out` where it is given; None where it is not wanted."""
+    if not gradient:
+        return None
+    return _empty_like(predictions) if out is None else out
 
 
 def _empty_like(array: np.ndarray) -> np.ndarray:

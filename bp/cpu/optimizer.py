@@ -133,6 +133,10 @@ def adagrad(
 ) -> None:
     if control[block.SKIP_STEP]:
         return
+    kernel = native.kernel("adagrad", values)
+    if kernel is not None:
+        kernel(values, gradients, sum_of_squares, settings, control, lr_decay, eps)
+        return
     shrink = 1 / (1 + (float(control[block.APPLIED_STEP]) - 1) * lr_decay)
     for w, g, s, rows in _pieces(settings, values, gradients, sum_of_squares):
         g, lr = begin(w, g, rows, control)
@@ -156,6 +160,10 @@ def adadelta(
     stochastic_rounding: bool,
 ) -> None:
     if control[block.SKIP_STEP]:
+        return
+    kernel = native.kernel("adadelta", values)
+    if kernel is not None:
+        kernel(values, gradients, mean_square, mean_square_step, settings, control, rho, eps)
         return
     for w, g, v, u, rows in _pieces(settings, values, gradients, mean_square, mean_square_step):
         g, lr = begin(w, g, rows, control)
@@ -183,6 +191,10 @@ def rmsprop(
     stochastic_rounding: bool,
 ) -> None:
     if control[block.SKIP_STEP]:
+        return
+    kernel = native.kernel("rmsprop", values)
+    if kernel is not None:
+        kernel(values, gradients, mean_square, mean, velocity, settings, control, alpha, eps, momentum)
         return
     for w, g, v, m, b, rows in _pieces(settings, values, gradients, mean_square, mean, velocity):
         g, lr = begin(w, g, rows, control)
@@ -257,11 +269,17 @@ def nadam(
     mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (t * momentum_decay)) for t in (step, step + 1))
     product = mu * (1.0 if step <= 1 else float(control[block.MOMENTUM_PRODUCT]))
     control[block.MOMENTUM_PRODUCT] = product
+    of_gradient, of_mean = (1 - mu) / (1 - product), mu_next / (1 - product * mu_next)
+    kernel = native.kernel("nadam", values)
+    if kernel is not None:
+        moments = first_moment, second_moment
+        kernel(values, gradients, *moments, settings, control, beta1, beta2, eps, of_gradient, of_mean)
+        return
     for w, g, m, v, rows in _pieces(settings, values, gradients, first_moment, second_moment):
         g, lr = begin(w, g, rows, control)
         mix(m, beta1, g, 1 - beta1)
         mix_squares(v, beta2, g, 1 - beta2)
-        mix(g, (1 - mu) / (1 - product), m, mu_next / (1 - product * mu_next))
+        mix(g, of_gradient, m, of_mean)
         g /= _root_plus(v, 1 / math.sqrt(1 - beta2**step), eps)
         _descend(w, g, lr)
 
@@ -279,6 +297,10 @@ def lion(
     stochastic_rounding: bool,
 ) -> None:
     if control[block.SKIP_STEP]:
+        return
+    kernel = native.kernel("lion", values)
+    if kernel is not None:
+        kernel(values, gradients, first_moment, settings, control, beta1, beta2)
         return
     for w, g, m, rows in _pieces(settings, values, gradients, first_moment):
         g, lr = begin(w, g, rows, control)

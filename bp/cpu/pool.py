@@ -95,7 +95,14 @@ def avg_pool2d_backward(
 
 @_quiet
 def global_avg_pool2d(x: np.ndarray) -> np.ndarray:
-    y = empty((x.shape[0], x.shape[3]), x.dtype)
+    images, height, width, channels = x.shape
+    y = empty((images, channels), x.dtype)
+    pool = native.kernel("avg_pool2d", x)
+    if pool is not None:
+        weight = np.array([[1 / (height * width)]], x.dtype)
+        means = y.reshape(images, 1, 1, channels)
+        pool(np.ascontiguousarray(x), weight, (height, width), (1, 1), (0, 0), means)
+        return y
     # A sum of all pixels in float32 would lose more of each the larger it grows.
     y[...] = x.mean(axis=(1, 2), dtype=np.float64)
     return y

@@ -160,8 +160,10 @@ def multi_margin(
     return losses, dx
 
 
-def squared_error(predictions: Array, targets: Array, control: Array, gradient: bool) -> tuple[Array, Array | None]:
-    return _each(_squared_error, predictions, targets, control, gradient)
+def squared_error(
+    predictions: Array, targets: Array, control: Array, gradient: bool, out: Array | None = None
+) -> tuple[Array, Array | None]:
+    return _each(_squared_error, predictions, targets, control, gradient, out=out)
 
 
 def absolute_error(predictions: Array, targets: Array, control: Array, gradient: bool) -> tuple[Array, Array | None]:
@@ -175,9 +177,14 @@ def huber(
 
 
 def binary_cross_entropy(
-    logits: Array, targets: Array, pos_weight: Array | None, control: Array, gradient: bool
+    logits: Array,
+    targets: Array,
+    pos_weight: Array | None,
+    control: Array,
+    gradient: bool,
+    out: Array | None = None,
 ) -> tuple[Array, Array | None]:
-    losses, dlogits = _outputs(logits, logits.shape, gradient)
+    losses, dlogits = _outputs(logits, logits.shape, gradient, out)
     columns = 1 if pos_weight is None else pos_weight.size
     _binary_cross_entropy(
         _vector_blocks(logits), logits, targets, pos_weight, control, losses, dlogits, logits.size, columns, gradient
@@ -198,10 +205,16 @@ def hinge(
 
 
 def _each(
-    kernel: Kernel, predictions: Array, targets: Array, control: Array, gradient: bool, *settings: Any
+    kernel: Kernel,
+    predictions: Array,
+    targets: Array,
+    control: Array,
+    gradient: bool,
+    *settings: Any,
+    out: Array | None = None,
 ) -> tuple[Array, Array | None]:
     """An elementwise loss, whose kernel takes its settings between the number of elements and `gradient`."""
-    losses, dx = _outputs(predictions, predictions.shape, gradient)
+    losses, dx = _outputs(predictions, predictions.shape, gradient, out)
     kernel(
         _vector_blocks(predictions), predictions, targets, control, losses, dx, predictions.size, *settings, gradient
     )

@@ -27,8 +27,14 @@ class BCEWithLogitsLoss(Loss):
         expect_all(self.label, (targets >= 0) & (targets <= 1), "targets in 0..1", targets)
 
     def terms(self, predictions: Array, targets: Array, control: Array, gradient: bool) -> tuple[Array, Array | None]:
-        pos_weight = None if self.pos_weight is None else self.pos_weight.beside(predictions)
-        return ops.binary_cross_entropy(predictions, targets, pos_weight, control, gradient)
+        return ops.binary_cross_entropy(predictions, targets, self._weight_beside(predictions), control, gradient)
+
+    def terms_in_place(self, predictions: Array, targets: Array, control: Array) -> tuple[Array, Array | None]:
+        weight = self._weight_beside(predictions)
+        return ops.binary_cross_entropy(predictions, targets, weight, control, True, predictions)
+
+    def _weight_beside(self, predictions: Array) -> Array | None:
+        return None if self.pos_weight is None else self.pos_weight.beside(predictions)
 
 
 class HingeLoss(Loss):

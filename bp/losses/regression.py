@@ -21,6 +21,9 @@ class MSELoss(_Regression):
     def terms(self, predictions: Array, targets: Array, control: Array, gradient: bool) -> tuple[Array, Array | None]:
         return ops.squared_error(predictions, targets, control, gradient)
 
+    def terms_in_place(self, predictions: Array, targets: Array, control: Array) -> tuple[Array, Array | None]:
+        return ops.squared_error(predictions, targets, control, True, predictions)
+
 
 class L1Loss(_Regression):
     """Mean absolute error |x - t| over all elements; predictions and targets of one shape."""

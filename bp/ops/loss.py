@@ -64,9 +64,7 @@ def softmax_cross_entropy(
     Source: Bridle (1990); smoothing: Szegedy et al., Rethinking the Inception Architecture (2016).
     """
     _by_class("softmax_cross_entropy", "logits", logits, labels, class_weight)
-    has_shape("softmax_cross_entropy", "out", out, logits.shape)
-    same_dtype("softmax_cross_entropy", logits=logits, out=out)
-    contiguous("softmax_cross_entropy", "out", out)
+    _takes_gradient("softmax_cross_entropy", "logits", logits, out)
 
 
 @operation
@@ -129,12 +127,16 @@ def multi_margin(
 
 
 @operation
-def squared_error(predictions: Array, targets: Array, control: Array, gradient: bool) -> tuple[Array, Array | None]:
+def squared_error(
+    predictions: Array, targets: Array, control: Array, gradient: bool, out: Array | None = None
+) -> tuple[Array, Array | None]:
     """loss = (x - t)^2 and dloss/dx = 2 (x - t), elementwise.
 
-    predictions x, targets t: one shape and dtype, that of both results. Source: Gauss, Theoria motus (1809).
+    predictions x, targets t: one shape and dtype, that of both results. out: as in `softmax_cross_entropy`.
+    Source: Gauss, Theoria motus (1809).
     """
     _like("squared_error", "predictions", predictions, targets)
+    _takes_gradient("squared_error", "predictions", predictions, out)
 
 
 @operation
@@ -163,7 +165,12 @@ def huber(
 
 @operation
 def binary_cross_entropy(
-    logits: Array, targets: Array, pos_weight: Array | None, control: Array, gradient: bool
+    logits: Array,
+    targets: Array,
+    pos_weight: Array | None,
+    control: Array,
+    gradient: bool,
+    out: Array | None = None,
 ) -> tuple[Array, Array | None]:
     """loss = -w t log sigma(x) - (1 - t) log sigma(-x) = w t softplus(-x) + (1 - t) softplus(x), elementwise.
 
@@ -171,12 +178,14 @@ def binary_cross_entropy(
     max(x, 0) + log(1 + e^{-|x|}), and sigma(-|x|) as e^{-|x|} / (1 + e^{-|x|}): nothing overflows, and nothing cancels.
 
     logits x, targets t: one shape and dtype, that of both results; t in 0..1. pos_weight w: (C,) along the last axis,
-    or () for all, or None for 1. Source: Bishop, Pattern Recognition and Machine Learning (2006), equation 4.90.
+    or () for all, or None for 1. out: as in `softmax_cross_entropy`.
+    Source: Bishop, Pattern Recognition and Machine Learning (2006), equation 4.90.
     """
     _like("binary_cross_entropy", "logits", logits, targets)
     if pos_weight is not None and pos_weight.shape != ():
         has_shape("binary_cross_entropy", "pos_weight", pos_weight, logits.shape[-1:])
     wide_dtype("binary_cross_entropy", logits, pos_weight=pos_weight)
+    _takes_gradient("binary_cross_entropy", "logits", logits, out)
 
 
 @operation
@@ -232,6 +241,13 @@ def _like(operation: str, name: str, predictions: Array, targets: Array) -> None
             f"{operation} expected targets of dtype {predictions.dtype} like {name}, got {targets.dtype}; "
             f"the Trainer casts them, by hand write targets.astype({name}.dtype)"
         )
+
+
+def _takes_gradient(operation: str, name: str, predictions: Array, out: Array | None) -> None:
+    if out is not None:
+        has_shape(operation, "out", out, predictions.shape)
+        same_dtype(operation, **{name: predictions, "out": out})
+        contiguous(operation, "out", out)
 
 
 def _by_class(operation: str, name: str, predictions: Array, labels: Array, class_weight: Array | None) -> None:

@@ -30,7 +30,8 @@ def sum(x: Array, axis: int | None) -> Array:
     """The sum over all elements (axis None), along the last axis (-1) or down the first (0).
 
     x: floating, of any shape; result: of the shape without that axis, of the dtype of x, float32 where that is a 16-bit
-    float. Terms are added up in float64 and rounded once. A sum of nothing is 0.
+    float. Terms are added up in float64 and rounded once; on the CPU eight of them at a time may be added in float32
+    before. A sum of nothing is 0.
     """
     _has_axis("sum", x, axis)
 

@@ -64,17 +64,6 @@ BP_INLINE Mish mish_parts(float x) {
     return {n / d, 2.0f * r * r / d, q / (1.0f + e)};
 }
 
-// log(1 + e) for e in [0, 1], as 2 atanh(e / (2 + e)): an odd polynomial to a relative error of 4e-9.
-BP_INLINE float log1p(float e) {
-    const float s = e / (2.0f + e), z = s * s;
-    float q = 2.8178326e-1f;
-    q = q * z + 2.7960605e-1f;
-    q = q * z + 4.0024910e-1f;
-    q = q * z + 6.6666315e-1f;
-    q = q * z + 2.0f;
-    return s * q;
-}
-
 // e^x - 1 for x <= 0: near zero, where the difference cancels, from the polynomial of exp.hpp.
 BP_INLINE float expm1(float x) {
     float q = 1.38145394e-3f;
@@ -141,7 +130,7 @@ BP_INLINE float tanh_backward(float dy, float y, float, float) { return dy * (1.
 // a: beta; b: the threshold of beta x above which y = x.
 BP_INLINE float softplus(float x, float a, float b) {
     const float z = a * x;
-    const float y = (log1p(bp::exp_float(-std::fabs(z))) + (z < 0.0f ? 0.0f : z)) / a;
+    const float y = (bp::log1p_float(bp::exp_float(-std::fabs(z))) + (z < 0.0f ? 0.0f : z)) / a;
     return z > b ? x : y;
 }
 BP_INLINE float softplus_backward(float dy, float x, float a, float b) {
@@ -164,10 +153,13 @@ BP_INLINE float hardswish_backward(float dy, float x, float, float) {
 
 BP_INLINE float add(float a, float b, float, float) { return a + b; }
 
+BP_INLINE float identity(float x, float, float) { return x; }
+
 // The loops --------------------------------------------------------------------------------------------------------
 
 using Unary = void (*)(const float*, float*, int64_t, float, float);
 using Binary = void (*)(const float*, const float*, float*, int64_t, float, float);
+using Biased = void (*)(const float*, const float*, float*, int64_t, int64_t);
 
 #define BP_UNARY(name)                                                                                          \
     BP_CLONES void name##_loop(const float* __restrict x, float* __restrict y, int64_t count, float a, float b) { \
@@ -177,6 +169,13 @@ using Binary = void (*)(const float*, const float*, float*, int64_t, float, floa
     BP_CLONES void name##_loop(const float* __restrict dy, const float* __restrict kept, float* __restrict dx,  \
                                int64_t count, float a, float b) {                                               \
         for (int64_t i = 0; i < count; i++) dx[i] = name(dy[i], kept[i], a, b);                                 \
+    }
+// Rows with one bias for each column.
+#define BP_BIASED(name)                                                                                         \
+    BP_CLONES void biased_##name##_loop(const float* __restrict x, const float* __restrict bias,                \
+                                        float* __restrict y, int64_t rows, int64_t columns) {                   \
+        for (int64_t r = 0; r < rows; r++, x += columns, y += columns)                                          \
+            for (int64_t j = 0; j < columns; j++) y[j] = name(x[j] + bias[j], 0, 0);                            \
     }
 #define BP_ACTIVATION(name) BP_UNARY(name) BP_BINARY(name##_backward)
 
@@ -192,18 +191,10 @@ BP_ACTIVATION(softplus)
 BP_ACTIVATION(mish)
 BP_ACTIVATION(hardswish)
 BP_BINARY(add)
-
-// Calls run(first, count) for pieces of a size that fits the second-level cache. Below PARALLEL elements waking a second
-// thread costs more than it saves.
-constexpr int64_t PIECE = 1 << 14, PARALLEL = 1 << 17;
-
-template <class Run>
-void in_pieces(int64_t size, Run run) {
-    if (size < PARALLEL) return run(0, size);
-    const int64_t pieces = (size + PIECE - 1) / PIECE;
-#pragma omp parallel for schedule(static)
-    for (int64_t piece = 0; piece < pieces; piece++) run(piece * PIECE, std::min(PIECE, size - piece * PIECE));
-}
+BP_BIASED(identity)
+BP_BIASED(relu)
+BP_BIASED(gelu_tanh)
+BP_BIASED(silu)
 
 void check(const char* name, const Array<float>& one, const Array<float>& other) {
     if (one.size() != other.size()) throw std::invalid_argument(std::string(name) + ": arrays of different sizes");
@@ -214,7 +205,7 @@ void forward(const char* name, Unary loop, const Array<float>& x, Array<float>& 
     const float* in = x.data();
     float* out = y.mutable_data();
     pybind11::gil_scoped_release release;
-    in_pieces(x.size(), [=](int64_t first, int64_t count) { loop(in + first, out + first, count, a, b); });
+    bp::in_pieces(x.size(), [=](int64_t first, int64_t count) { loop(in + first, out + first, count, a, b); });
 }
 
 void backward(const char* name, Binary loop, const Array<float>& dy, const Array<float>& kept, Array<float>& dx,
@@ -224,8 +215,21 @@ void backward(const char* name, Binary loop, const Array<float>& dy, const Array
     const float *upstream = dy.data(), *in = kept.data();
     float* out = dx.mutable_data();
     pybind11::gil_scoped_release release;
-    in_pieces(dy.size(),
-              [=](int64_t first, int64_t count) { loop(upstream + first, in + first, out + first, count, a, b); });
+    bp::in_pieces(dy.size(),
+                  [=](int64_t first, int64_t count) { loop(upstream + first, in + first, out + first, count, a, b); });
+}
+
+void biased(Biased loop, const Array<float>& x, const Array<float>& bias, Array<float>& y) {
+    check("bias_activation", x, y);
+    const int64_t columns = bias.size(), rows = columns ? x.size() / columns : 0;
+    if (rows * columns != x.size()) throw std::invalid_argument("bias_activation: the bias does not fit");
+    const float *in = x.data(), *shift = bias.data();
+    float* out = y.mutable_data();
+    pybind11::gil_scoped_release release;
+    const int64_t piece = std::max<int64_t>(1, bp::PIECE / std::max<int64_t>(columns, 1));
+#pragma omp parallel for schedule(static) if (x.size() >= bp::PARALLEL)
+    for (int64_t first = 0; first < rows; first += piece)
+        loop(in + first * columns, shift, out + first * columns, std::min(piece, rows - first), columns);
 }
 
 // The Python functions: the arguments of the operation, then the array that takes the result -----------------------
@@ -292,6 +296,19 @@ void softpluses(pybind11::module_& module) {
         ARRAY("dy"), ARRAY("x"), pybind11::arg("beta"), pybind11::arg("threshold"), ARRAY("dx"));
 }
 
+void biased_activations(pybind11::module_& module) {
+    module.def(
+        "bias_activation",
+        [](const Array<float>& x, const Array<float>& bias, const std::string& activation, Array<float> y) {
+            const Biased loop = activation == "relu"        ? biased_relu_loop
+                                : activation == "silu"      ? biased_silu_loop
+                                : activation == "gelu_tanh" ? biased_gelu_tanh_loop
+                                                            : biased_identity_loop;
+            biased(loop, x, bias, y);
+        },
+        ARRAY("x"), ARRAY("bias"), pybind11::arg("activation"), ARRAY("y"));
+}
+
 }  // namespace
 
 BP_NATIVE(activation) {
@@ -309,4 +326,5 @@ BP_NATIVE(activation) {
     plain(module, "add", add_loop);
     gelus(module);
     softpluses(module);
+    biased_activations(module);
 }

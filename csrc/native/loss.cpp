@@ -7,6 +7,7 @@
 #include <pybind11/stl.h>
 
 #include "exp.hpp"
+#include "lanes.hpp"
 #include "native.hpp"
 
 namespace bp {
@@ -17,7 +18,7 @@ struct CrossEntropy {
     const std::int64_t* labels;
     const float* class_weight;  // or null: all 1
     float* losses;
-    float* dlogits;  // or null: not wanted
+    float* dlogits;  // or null: not wanted; may be the logits
     std::int64_t classes;
     std::int64_t ignore_index;
     float smoothing;
@@ -58,9 +59,7 @@ BP_INLINE float row_sum(const float* x, std::int64_t n) {
         for (int k = 0; k < LANES; ++k) lanes[k] = x[k];
         for (i = LANES; i + LANES <= n; i += LANES)
             for (int k = 0; k < LANES; ++k) lanes[k] += x[i + k];
-        for (int width = LANES / 2; width > 0; width /= 2)
-            for (int k = 0; k < width; ++k) lanes[k] += lanes[k + width];
-        result = lanes[0];
+        result = fold_lanes<LANES>(lanes);
     }
     for (; i < n; ++i) result += x[i];
     return result;
@@ -81,6 +80,7 @@ BP_CLONES void cross_entropy_rows(const CrossEntropy& p, std::int64_t first, std
         const float* z = p.logits + row * classes;
         float* e = exponentials + (row - first) * classes;
         const float largest = row_max(z, classes);
+#pragma omp simd  // e may be z itself
         for (std::int64_t c = 0; c < classes; ++c) e[c] = z[c] - largest;
         const std::int64_t label = p.labels[row];
         if (label == p.ignore_index) {

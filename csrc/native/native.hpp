@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -45,5 +46,17 @@ using Array = py::array_t<T, py::array::c_style>;
 #else
 #define BP_INLINE inline
 #endif
+
+// Calls run(first, count) for pieces of a size that fits the second-level cache. Below PARALLEL elements waking a
+// second thread costs more than it saves.
+constexpr std::int64_t PIECE = 1 << 14, PARALLEL = 1 << 17;
+
+template <class Run>
+void in_pieces(std::int64_t size, Run run) {
+    if (size < PARALLEL) return run(0, size);
+    const std::int64_t pieces = (size + PIECE - 1) / PIECE;
+#pragma omp parallel for schedule(static)
+    for (std::int64_t piece = 0; piece < pieces; piece++) run(piece * PIECE, std::min(PIECE, size - piece * PIECE));
+}
 
 }  // namespace bp

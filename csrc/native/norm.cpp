@@ -1,44 +1,41 @@
 // Layer and RMS norm on float32: statistics of each row of a matrix.
+#include "lanes.hpp"
 #include "norm.hpp"
 
 namespace {
 
 using namespace bp::norm;
 
-constexpr int LANES = 32;
-constexpr int64_t RUN = 128 * LANES;
+using bp::lane_sum;
 
-// Sum of term(0..n-1), kept in LANES partial sums so that it is vector code with a fixed order. After RUN terms they go
-// into a double: a lane in float32 that grows on loses more of each term the longer the row is.
-template <class Term>
-BP_INLINE double lane_sum(int64_t n, Term term) {
-    double total = 0;
-    for (int64_t j = 0; j < n;) {
-        const int64_t stop = n - j < RUN ? n : j + RUN;
-        float lanes[LANES] = {};
-        for (; j + LANES <= stop; j += LANES)
-            for (int lane = 0; lane < LANES; ++lane) lanes[lane] += term(j + lane);
-        for (int lane = 0; j < stop; ++j, ++lane) lanes[lane] += term(j);
-        for (int half = LANES / 2; half > 0; half /= 2)
-            for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-        total += lanes[0];
-    }
-    return total;
-}
+constexpr int64_t GROUP = 4096;  // elements
 
+// Rows go through each pass in groups that stay in the first-level cache: the sums of a row, each a chain of additions,
+// then overlap with those of the next.
 BP_CLONES void layer_norm_rows(const float* x, const float* gamma, const float* beta, int64_t rows, int64_t columns,
                                double eps, float* y, double* mean, double* rstd) {
-    for (int64_t r = 0; r < rows; ++r) {
-        const float* __restrict in = x + r * columns;
-        float* __restrict out = y + r * columns;
-        const float centre = float(lane_sum(columns, [=](int64_t j) { return in[j]; }) / double(columns));
-        const double rest = lane_sum(columns, [=](int64_t j) { return in[j] - centre; }) / double(columns);
-        const double squares = lane_sum(columns, [=](int64_t j) { return (in[j] - centre) * (in[j] - centre); });
-        const double variance = squares / double(columns) - rest * rest;
-        mean[r] = centre + rest;
-        rstd[r] = 1 / std::sqrt((variance < 0 ? 0 : variance) + eps);
-        const float scale = float(rstd[r]), shift = float(-rest * rstd[r]);
-        for (int64_t j = 0; j < columns; ++j) out[j] = ((in[j] - centre) * scale + shift) * gamma[j] + beta[j];
+    const int64_t group = columns < GROUP ? GROUP / std::max<int64_t>(columns, 1) : 1;
+    for (int64_t first = 0; first < rows; first += group) {
+        const int64_t last = std::min(rows, first + group);
+        for (int64_t r = first; r < last; ++r) {
+            const float* __restrict in = x + r * columns;
+            mean[r] = lane_sum(columns, [=](int64_t j) { return in[j]; }) / double(columns);
+        }
+        for (int64_t r = first; r < last; ++r) {
+            const float* __restrict in = x + r * columns;
+            const float centre = float(mean[r]);
+            const bp::Sums sums = bp::lane_sums<true>(columns, [=](int64_t j) { return in[j] - centre; });
+            const double rest = sums.terms / double(columns);
+            const double variance = sums.squares / double(columns) - rest * rest;
+            mean[r] = centre + rest;
+            rstd[r] = 1 / std::sqrt((variance < 0 ? 0 : variance) + eps);
+        }
+        for (int64_t r = first; r < last; ++r) {
+            const float* __restrict in = x + r * columns;
+            float* __restrict out = y + r * columns;
+            const float hi = float(mean[r]), scale = float(rstd[r]), shift = float((hi - mean[r]) * rstd[r]);
+            for (int64_t j = 0; j < columns; ++j) out[j] = ((in[j] - hi) * scale + shift) * gamma[j] + beta[j];
+        }
     }
 }
 

@@ -2,11 +2,39 @@
 //
 // Rows are read as one flat array in steps of `width`, a whole number of rows: with few channels, several rows at once,
 // so that the inner loop is long. Element j of a step belongs to channel j % channels.
+#include <array>
+
 #include "norm.hpp"
 
 namespace {
 
 using namespace bp::norm;
+
+constexpr int64_t STRIP = 32;        // elements of a step whose sums fit the registers
+constexpr int64_t CACHED = 1 << 16;  // elements of a sample that stays in the second-level cache, with its gradients
+
+// Sums of terms(i, i % width), each of so many numbers, over the elements i with the same place in their step; into as
+// many arrays of `width`.
+template <int COUNT, class Terms>
+BP_INLINE void sum_steps(int64_t n, int64_t width, float* __restrict sums, Terms terms) {
+    const int64_t whole = n / width * width;
+    const auto sum_strip = [&](int64_t j, int64_t count) {
+        float lanes[COUNT][STRIP] = {};
+        for (int64_t start = j; start < whole; start += width)
+            for (int64_t lane = 0; lane < count; ++lane) {
+                const std::array<float, COUNT> term = terms(start + lane, j + lane);
+                for (int k = 0; k < COUNT; ++k) lanes[k][lane] += term[k];
+            }
+        for (int k = 0; k < COUNT; ++k) std::copy(lanes[k], lanes[k] + count, sums + k * width + j);
+    };
+    int64_t j = 0;
+    for (; j + STRIP <= width; j += STRIP) sum_strip(j, STRIP);  // a count that the compiler knows
+    if (j < width) sum_strip(j, width - j);
+    for (int64_t i = whole; i < n; ++i) {
+        const std::array<float, COUNT> term = terms(i, i - whole);
+        for (int k = 0; k < COUNT; ++k) sums[k * width + i - whole] += term[k];
+    }
+}
 
 // Sums of a block of n elements about a value near the channel's mean: mean and sum of squared deviations by channel.
 // wide: scratch of 3 width.
@@ -15,26 +43,17 @@ BP_CLONES void block_statistics(const float* __restrict x, int64_t n, int64_t ch
     const double rows = double(n / channels);
     float* __restrict centre = wide;
     float* __restrict sums = wide + width;
-    float* __restrict products = wide + 2 * width;
-    for (int64_t j = 0; j < 3 * width; ++j) wide[j] = 0;
-    for (int64_t start = 0; start < n; start += width) {
-        const int64_t stop = n - start < width ? n - start : width;
-        for (int64_t j = 0; j < stop; ++j) sums[j] += x[start + j];
-    }
+    const float* __restrict products = wide + 2 * width;
+    sum_steps<1>(n, width, sums, [=](int64_t i, int64_t) { return std::array<float, 1>{x[i]}; });
     for (int64_t c = 0; c < channels; ++c) {
         double total = 0;
         for (int64_t j = c; j < width; j += channels) total += sums[j];
         for (int64_t j = c; j < width; j += channels) centre[j] = float(total / rows);
     }
-    for (int64_t j = 0; j < width; ++j) sums[j] = 0;
-    for (int64_t start = 0; start < n; start += width) {
-        const int64_t stop = n - start < width ? n - start : width;
-        for (int64_t j = 0; j < stop; ++j) {
-            const float deviation = x[start + j] - centre[j];
-            sums[j] += deviation;
-            products[j] += deviation * deviation;
-        }
-    }
+    sum_steps<2>(n, width, sums, [=](int64_t i, int64_t j) {
+        const float deviation = x[i] - centre[j];
+        return std::array<float, 2>{deviation, deviation * deviation};
+    });
     for (int64_t c = 0; c < channels; ++c) {
         double rest = 0, square = 0;
         for (int64_t j = c; j < width; j += channels) {
@@ -59,16 +78,10 @@ BP_CLONES void scale_block(const float* __restrict x, int64_t n, int64_t width, 
 BP_CLONES void block_gradient_sums(const float* __restrict dy, const float* __restrict x, int64_t n, int64_t channels,
                                    int64_t width, const float* __restrict hi, const float* __restrict lo,
                                    float* __restrict wide, double* sums, double* products) {
-    float* __restrict sum = wide;
-    float* __restrict product = wide + width;
-    for (int64_t j = 0; j < 2 * width; ++j) wide[j] = 0;
-    for (int64_t start = 0; start < n; start += width) {
-        const int64_t stop = n - start < width ? n - start : width;
-        for (int64_t j = 0; j < stop; ++j) {
-            sum[j] += dy[start + j];
-            product[j] += dy[start + j] * ((x[start + j] - hi[j]) - lo[j]);
-        }
-    }
+    const float *sum = wide, *product = wide + width;
+    sum_steps<2>(n, width, wide, [=](int64_t i, int64_t j) {
+        return std::array<float, 2>{dy[i], dy[i] * ((x[i] - hi[j]) - lo[j])};
+    });
     for (int64_t c = 0; c < channels; ++c) {
         sums[c] = products[c] = 0;
         for (int64_t j = c; j < width; j += channels) {
@@ -111,19 +124,39 @@ struct Samples {
         require(x.ndim() == 3 && x.shape(0) == samples && x.shape(1) == rows && x.shape(2) == channels,
                 "arrays of two shapes");
     }
-    // Calls task(sample, item, first element, elements) for each block of each sample, on all threads.
+    // Calls task(sample, item, first element, elements) for a block of a sample.
+    template <class Task>
+    void for_block(int64_t item, Task task) const {
+        const int64_t sample = item / blocks, first = item % blocks * block_rows;
+        task(sample, item, (sample * rows + first) * channels, std::min(block_rows, rows - first) * channels);
+    }
+    // Does it for each block of each sample, on all threads.
     template <class Task>
     void for_blocks(Task task) const {
 #pragma omp parallel for schedule(static) if (samples * rows * channels >= PARALLEL_FROM)
-        for (int64_t item = 0; item < samples * blocks; ++item) {
-            const int64_t sample = item / blocks, first = item % blocks * block_rows;
-            task(sample, item, (sample * rows + first) * channels, std::min(block_rows, rows - first) * channels);
-        }
+        for (int64_t item = 0; item < samples * blocks; ++item) for_block(item, task);
     }
     template <class Task>
     void for_samples(Task task) const {
 #pragma omp parallel for schedule(static) if (samples * blocks * channels >= PARALLEL_FROM)
         for (int64_t sample = 0; sample < samples; ++sample) task(sample);
+    }
+    // Calls before(...) for all blocks of a sample, between(sample), then after(...) for its blocks: one small sample
+    // after the other, so that `after` finds it in the cache, or all large ones at once.
+    template <class Before, class Between, class After>
+    void for_blocks_twice(Before before, Between between, After after) const {
+        if (samples == 1 || rows * channels > CACHED) {
+            for_blocks(before);
+            for_samples(between);
+            for_blocks(after);
+            return;
+        }
+#pragma omp parallel for schedule(static) if (samples * rows * channels >= PARALLEL_FROM)
+        for (int64_t sample = 0; sample < samples; ++sample) {
+            for (int64_t block = 0; block < blocks; ++block) for_block(sample * blocks + block, before);
+            between(sample);
+            for (int64_t block = 0; block < blocks; ++block) for_block(sample * blocks + block, after);
+        }
     }
     // Repeat the first `channels` of each of the `count` arrays of `width` in `wide`.
     void repeat(std::vector<float>& wide, int64_t count) const {
@@ -207,7 +240,7 @@ void group_norm_backward(const Floats& dy, const Floats& x, const MaybeFloats& g
     pybind11::gil_scoped_release release;
 
     std::vector<double> partial(static_cast<std::size_t>(all.samples * all.blocks * 2 * all.channels));
-    all.for_blocks([&](int64_t sample, int64_t item, int64_t start, int64_t n) {
+    const auto sum_block = [&](int64_t sample, int64_t item, int64_t start, int64_t n) {
         std::vector<float> wide(static_cast<std::size_t>(4 * all.width));
         float *hi = wide.data(), *lo = hi + all.width;
         for (int64_t c = 0; c < all.channels; ++c) {
@@ -219,18 +252,18 @@ void group_norm_backward(const Floats& dy, const Floats& x, const MaybeFloats& g
         double* block = partial.data() + item * 2 * all.channels;
         block_gradient_sums(grad + start, in + start, n, all.channels, all.width, hi, lo, lo + all.width, block,
                             block + all.channels);
-    });
+    };
     // The sums of dy, then those of dy (x - mean), of each channel of each sample.
     std::vector<double> totals(static_cast<std::size_t>(all.samples * 2 * all.channels), 0.0);
-    all.for_samples([&](int64_t sample) {
+    const auto add_blocks = [&](int64_t sample) {
         double* total = totals.data() + sample * 2 * all.channels;
         const double* from = partial.data() + sample * all.blocks * 2 * all.channels;
         for (int64_t block = 0; block < all.blocks; ++block)
             for (int64_t j = 0; j < 2 * all.channels; ++j) total[j] += from[block * 2 * all.channels + j];
-    });
+    };
 
     // dx = rstd (g - mean(g) - (x - hi - lo) rstd^2 mean(g (x - mean))), sorted by what it multiplies.
-    all.for_blocks([&](int64_t sample, int64_t, int64_t start, int64_t n) {
+    const auto write_block = [&](int64_t sample, int64_t, int64_t start, int64_t n) {
         std::vector<float> wide(static_cast<std::size_t>(4 * all.width));
         float *hi = wide.data(), *along_dy = hi + all.width, *along_x = along_dy + all.width,
               *rest = along_x + all.width;
@@ -264,7 +297,8 @@ void group_norm_backward(const Floats& dy, const Floats& x, const MaybeFloats& g
         } else {
             project_block(grad + start, in + start, n, all.width, hi, along_dy, along_x, rest, out + start);
         }
-    });
+    };
+    all.for_blocks_twice(sum_block, add_blocks, write_block);
 
     std::vector<double> total(static_cast<std::size_t>(2 * all.channels), 0.0);
     for (int64_t sample = 0; sample < all.samples; ++sample) {

@@ -1,12 +1,17 @@
-// Optimizer steps over the flat arena: SGD and Adam in one pass over memory, gradient norm, moving average.
+// Optimizer steps over the flat arena: each elementwise rule of bp/ops/optimizer.py in one pass over memory, gradient
+// norm, moving average.
 //
 // A step is elementwise and a sum is made of blocks of fixed size, so no result depends on the number of threads. Within
 // a step, numbers below 1.2e-38 count as zero: the mean of a gradient that stays exactly zero (a dead unit) decays into
 // that range in some 800 steps and stays there, where arithmetic is many times slower.
+#include "lanes.hpp"
 #include "native.hpp"
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
+
+#include <pybind11/stl.h>
 
 #if defined(__SSE2__) || defined(_M_X64)
 #include <xmmintrin.h>
@@ -64,67 +69,154 @@ BP_INLINE void begin_tile(float* value, const float* gradient, const float* sett
     }
 }
 
+// The rules. Each updates its running means of a tile from g, which it may use up, and then the values; a mean that a
+// rule can do without may be null.
+using Tile = float* __restrict;
+
 struct SGD {
-    Step step;
     float momentum, one_minus_dampening;
     bool first, nesterov;
-};
 
-BP_CLONES void sgd_tiles(std::int64_t first, std::int64_t last, float* values, const float* gradients, float* velocity,
-                         const float* settings, SGD rule) {
-    for (std::int64_t tile = first; tile < last; ++tile) {
-        float* value = values + tile * kTile;
-        const float* setting = settings + tile * kSettings;
-        const float lr = rule.step.lr * setting[kLearningRateFactor];
-        float g[kTile];
-        begin_tile(value, gradients + tile * kTile, setting, rule.step, g);
+    BP_INLINE void update(Tile value, Tile g, float lr, Tile velocity, Tile, Tile) const {
         if (velocity != nullptr) {
-            float* v = velocity + tile * kTile;
-            if (rule.first) {
-                for (int i = 0; i < kTile; ++i) v[i] = g[i];
+            if (first) {
+                for (int i = 0; i < kTile; ++i) velocity[i] = g[i];
             } else {
-                for (int i = 0; i < kTile; ++i) v[i] = rule.momentum * v[i] + rule.one_minus_dampening * g[i];
+                for (int i = 0; i < kTile; ++i) velocity[i] = momentum * velocity[i] + one_minus_dampening * g[i];
             }
-            if (rule.nesterov) {
-                for (int i = 0; i < kTile; ++i) g[i] += rule.momentum * v[i];
+            if (nesterov) {
+                for (int i = 0; i < kTile; ++i) g[i] += momentum * velocity[i];
             } else {
-                for (int i = 0; i < kTile; ++i) g[i] = v[i];
+                for (int i = 0; i < kTile; ++i) g[i] = velocity[i];
             }
         }
         for (int i = 0; i < kTile; ++i) value[i] -= lr * g[i];
     }
-}
-
-struct Adam {
-    Step step;
-    float beta1, beta2, one_minus_beta1, one_minus_beta2, first_correction, second_correction, eps;
 };
 
-BP_CLONES void adam_tiles(std::int64_t first, std::int64_t last, float* values, const float* gradients, float* means,
-                          float* squares, float* largest, const float* settings, Adam rule) {
-    for (std::int64_t tile = first; tile < last; ++tile) {
-        float* __restrict value = values + tile * kTile;
-        float* __restrict m = means + tile * kTile;
-        float* __restrict v = squares + tile * kTile;
-        const float* setting = settings + tile * kSettings;
-        const float lr = rule.step.lr * setting[kLearningRateFactor] * rule.first_correction;
-        float g[kTile];
-        begin_tile(value, gradients + tile * kTile, setting, rule.step, g);
+struct Adagrad {
+    float shrink, eps;
+
+    BP_INLINE void update(Tile value, Tile g, float lr, Tile sum_of_squares, Tile, Tile) const {
         for (int i = 0; i < kTile; ++i) {
-            m[i] = rule.beta1 * m[i] + rule.one_minus_beta1 * g[i];
-            v[i] = rule.beta2 * v[i] + rule.one_minus_beta2 * (g[i] * g[i]);
+            sum_of_squares[i] += g[i] * g[i];
+            value[i] -= lr * shrink * g[i] / (std::sqrt(sum_of_squares[i]) + eps);
+        }
+    }
+};
+
+struct Adadelta {
+    float rho, one_minus_rho, eps;
+
+    BP_INLINE void update(Tile value, Tile g, float lr, Tile square, Tile square_step, Tile) const {
+        for (int i = 0; i < kTile; ++i) {
+            square[i] = rho * square[i] + one_minus_rho * (g[i] * g[i]);
+            const float step = g[i] * std::sqrt((square_step[i] + eps) / (square[i] + eps));
+            square_step[i] = rho * square_step[i] + one_minus_rho * (step * step);
+            value[i] -= lr * step;
+        }
+    }
+};
+
+struct RMSprop {
+    float alpha, one_minus_alpha, eps, momentum;
+
+    BP_INLINE void update(Tile value, Tile g, float lr, Tile square, Tile mean, Tile velocity) const {
+        float variance[kTile];
+        for (int i = 0; i < kTile; ++i)
+            variance[i] = square[i] = alpha * square[i] + one_minus_alpha * (g[i] * g[i]);
+        if (mean != nullptr) {
+            for (int i = 0; i < kTile; ++i) {
+                mean[i] = alpha * mean[i] + one_minus_alpha * g[i];
+                const float centred = square[i] - mean[i] * mean[i];
+                variance[i] = centred < 0.0f ? 0.0f : centred;  // NaN stays
+            }
+        }
+        for (int i = 0; i < kTile; ++i) g[i] /= std::sqrt(variance[i]) + eps;
+        if (velocity != nullptr)
+            for (int i = 0; i < kTile; ++i) g[i] = velocity[i] = momentum * velocity[i] + g[i];
+        for (int i = 0; i < kTile; ++i) value[i] -= lr * g[i];
+    }
+};
+
+struct Adam {
+    float beta1, beta2, one_minus_beta1, one_minus_beta2, first_correction, second_correction, eps;
+
+    BP_INLINE void update(Tile value, Tile g, float lr, Tile m, Tile v, Tile largest) const {
+        for (int i = 0; i < kTile; ++i) {
+            m[i] = beta1 * m[i] + one_minus_beta1 * g[i];
+            v[i] = beta2 * v[i] + one_minus_beta2 * (g[i] * g[i]);
         }
         const float* second = v;
         if (largest != nullptr) {
-            float* top = largest + tile * kTile;
             // Written so that a NaN in v stays: a comparison with it is false.
-            for (int i = 0; i < kTile; ++i) top[i] = top[i] >= v[i] ? top[i] : v[i];
-            second = top;
+            for (int i = 0; i < kTile; ++i) largest[i] = largest[i] >= v[i] ? largest[i] : v[i];
+            second = largest;
         }
+        const float corrected = lr * first_correction;
         for (int i = 0; i < kTile; ++i)
-            value[i] -= lr * m[i] / (std::sqrt(second[i]) * rule.second_correction + rule.eps);
+            value[i] -= corrected * m[i] / (std::sqrt(second[i]) * second_correction + eps);
+    }
+};
+
+struct NAdam {
+    float beta1, beta2, one_minus_beta1, one_minus_beta2, of_gradient, of_mean, second_correction, eps;
+
+    BP_INLINE void update(Tile value, Tile g, float lr, Tile m, Tile v, Tile) const {
+        for (int i = 0; i < kTile; ++i) {
+            m[i] = beta1 * m[i] + one_minus_beta1 * g[i];
+            v[i] = beta2 * v[i] + one_minus_beta2 * (g[i] * g[i]);
+            const float ahead = of_gradient * g[i] + of_mean * m[i];
+            value[i] -= lr * ahead / (std::sqrt(v[i]) * second_correction + eps);
+        }
+    }
+};
+
+struct Lion {
+    float beta1, beta2, one_minus_beta1, one_minus_beta2;
+
+    BP_INLINE void update(Tile value, Tile g, float lr, Tile m, Tile, Tile) const {
+        for (int i = 0; i < kTile; ++i) {
+            const float direction = beta1 * m[i] + one_minus_beta1 * g[i];
+            m[i] = beta2 * m[i] + one_minus_beta2 * g[i];
+            value[i] -= lr * (direction > 0.0f ? 1.0f : direction < 0.0f ? -1.0f : direction);  // NaN stays
+        }
+    }
+};
+
+// The arena of a step, with the means of its rule in the order in which `update` takes them.
+struct Arena {
+    float* values;
+    const float* gradients;
+    const float* settings;
+    std::int64_t tiles;
+    Step step;
+    float* means[3];
+};
+
+template <class Rule>
+BP_INLINE void update_tiles(std::int64_t first, std::int64_t last, const Arena& arena, const Rule& rule) {
+    for (std::int64_t tile = first; tile < last; ++tile) {
+        const auto at = [=](float* flat) { return flat == nullptr ? nullptr : flat + tile * kTile; };
+        const float* setting = arena.settings + tile * kSettings;
+        float g[kTile];
+        begin_tile(at(arena.values), arena.gradients + tile * kTile, setting, arena.step, g);
+        rule.update(at(arena.values), g, arena.step.lr * setting[kLearningRateFactor], at(arena.means[0]),
+                    at(arena.means[1]), at(arena.means[2]));
     }
 }
+
+#define BP_RULE(Rule)                                                                                          \
+    BP_CLONES void run(std::int64_t first, std::int64_t last, const Arena& arena, const Rule& rule) {          \
+        update_tiles(first, last, arena, rule);                                                                \
+    }
+BP_RULE(SGD)
+BP_RULE(Adagrad)
+BP_RULE(Adadelta)
+BP_RULE(RMSprop)
+BP_RULE(Adam)
+BP_RULE(NAdam)
+BP_RULE(Lion)
 
 // Squares of floats are exact in double, so the lanes alone fix the order of summation and every clone agrees.
 BP_CLONES double block_sum_of_squares(const float* x, std::int64_t count) {
@@ -134,9 +226,7 @@ BP_CLONES double block_sum_of_squares(const float* x, std::int64_t count) {
     for (; i + kLanes <= count; i += kLanes)
         for (int k = 0; k < kLanes; ++k) lane[k] += static_cast<double>(x[i + k]) * static_cast<double>(x[i + k]);
     for (int k = 0; i + k < count; ++k) lane[k] += static_cast<double>(x[i + k]) * static_cast<double>(x[i + k]);
-    for (int half = kLanes / 2; half > 0; half /= 2)
-        for (int k = 0; k < half; ++k) lane[k] += lane[k + half];
-    return lane[0];
+    return bp::fold_lanes<kLanes>(lane);
 }
 
 BP_CLONES void average_range(float* averages, const float* values, float weight, std::int64_t count) {
@@ -150,63 +240,90 @@ void expect_size(const Array<T>& array, std::int64_t size, const char* name) {
                                     " elements, got " + std::to_string(array.size()));
 }
 
-// The pointer to a moment of the arena's size, or null for None.
-float* optional(py::object& moment, std::int64_t size, const char* name) {
-    if (moment.is_none()) return nullptr;
-    if (!py::isinstance<Array<float>>(moment))
-        throw std::invalid_argument(std::string("optimizer expected ") + name + " of float32");
-    auto array = py::reinterpret_borrow<Array<float>>(moment);
-    expect_size(array, size, name);
-    return array.mutable_data();
-}
+using Floats = Array<float>;
+using MaybeFloats = std::optional<Floats>;
 
-std::int64_t expect_arena(const Array<float>& values, const Array<float>& gradients, const Array<float>& settings,
-                          const Array<double>& control) {
+struct Mean {
+    const char* name;
+    MaybeFloats array;
+};
+
+template <class Rule>
+void step(Floats& values, const Floats& gradients, std::initializer_list<Mean> means, const Floats& settings,
+          const Array<double>& control, const Rule& rule) {
     const std::int64_t size = values.size(), tiles = size / kTile;
     expect_size(values, tiles * kTile, "values in whole tiles");
     expect_size(gradients, size, "gradients");
     expect_size(settings, tiles * kSettings, "settings");
     expect_size(control, kControlSize, "control");
-    return tiles;
+    const double* block = control.data();
+    Arena arena{values.mutable_data(),
+                gradients.data(),
+                settings.data(),
+                tiles,
+                {static_cast<float>(block[kLearningRate]), static_cast<float>(block[kGradientScale])},
+                {}};
+    float** place = arena.means;
+    for (const auto& [name, array] : means) {
+        if (array) expect_size(*array, size, name);
+        *place++ = array ? Floats(*array).mutable_data() : nullptr;
+    }
+    py::gil_scoped_release release;
+    ranges(tiles, size, [&](std::int64_t first, std::int64_t last) { run(first, last, arena, rule); });
 }
 
-void sgd(Array<float> values, Array<float> gradients, py::object velocity, Array<float> settings,
-         Array<double> control, double momentum, double dampening, bool nesterov) {
-    const std::int64_t tiles = expect_arena(values, gradients, settings, control), size = values.size();
-    const double* block = control.data();
-    const Step step{static_cast<float>(block[kLearningRate]), static_cast<float>(block[kGradientScale])};
-    const SGD rule{step, static_cast<float>(momentum), static_cast<float>(1.0 - dampening), block[kAppliedStep] <= 1,
-                   nesterov};
-    float *w = values.mutable_data(), *v = optional(velocity, size, "velocity");
-    const float *g = gradients.data(), *rows = settings.data();
-    py::gil_scoped_release release;
-    ranges(tiles, size,
-           [=](std::int64_t first, std::int64_t last) { sgd_tiles(first, last, w, g, v, rows, rule); });
+constexpr float rounded(double number) { return static_cast<float>(number); }
+
+void sgd(Floats values, Floats gradients, MaybeFloats velocity, Floats settings, Array<double> control, double momentum,
+         double dampening, bool nesterov) {
+    const bool first = control.data()[kAppliedStep] <= 1;
+    step(values, gradients, {{"velocity", velocity}}, settings, control,
+         SGD{rounded(momentum), rounded(1.0 - dampening), first, nesterov});
 }
 
-void adam(Array<float> values, Array<float> gradients, Array<float> first_moment, Array<float> second_moment,
-          py::object largest_second_moment, Array<float> settings, Array<double> control, double beta1, double beta2,
-          double eps) {
-    const std::int64_t tiles = expect_arena(values, gradients, settings, control), size = values.size();
-    expect_size(first_moment, size, "first_moment");
-    expect_size(second_moment, size, "second_moment");
-    const double* block = control.data();
-    const double count = block[kAppliedStep];
-    const Step step{static_cast<float>(block[kLearningRate]), static_cast<float>(block[kGradientScale])};
-    const Adam rule{step,
-                    static_cast<float>(beta1),
-                    static_cast<float>(beta2),
-                    static_cast<float>(1.0 - beta1),
-                    static_cast<float>(1.0 - beta2),
-                    static_cast<float>(1.0 / (1.0 - std::pow(beta1, count))),
-                    static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(beta2, count))),
-                    static_cast<float>(eps)};
-    float *w = values.mutable_data(), *m = first_moment.mutable_data(), *v = second_moment.mutable_data();
-    float* largest = optional(largest_second_moment, size, "largest_second_moment");
-    const float *g = gradients.data(), *rows = settings.data();
-    py::gil_scoped_release release;
-    ranges(tiles, size,
-           [=](std::int64_t first, std::int64_t last) { adam_tiles(first, last, w, g, m, v, largest, rows, rule); });
+void adagrad(Floats values, Floats gradients, Floats sum_of_squares, Floats settings, Array<double> control,
+             double lr_decay, double eps) {
+    const double shrink = 1.0 / (1.0 + (control.data()[kAppliedStep] - 1.0) * lr_decay);
+    step(values, gradients, {{"sum_of_squares", sum_of_squares}}, settings, control,
+         Adagrad{rounded(shrink), rounded(eps)});
+}
+
+void adadelta(Floats values, Floats gradients, Floats mean_square, Floats mean_square_step, Floats settings,
+              Array<double> control, double rho, double eps) {
+    step(values, gradients, {{"mean_square", mean_square}, {"mean_square_step", mean_square_step}}, settings, control,
+         Adadelta{rounded(rho), rounded(1.0 - rho), rounded(eps)});
+}
+
+void rmsprop(Floats values, Floats gradients, Floats mean_square, MaybeFloats mean, MaybeFloats velocity,
+             Floats settings, Array<double> control, double alpha, double eps, double momentum) {
+    step(values, gradients, {{"mean_square", mean_square}, {"mean", mean}, {"velocity", velocity}}, settings, control,
+         RMSprop{rounded(alpha), rounded(1.0 - alpha), rounded(eps), rounded(momentum)});
+}
+
+void adam(Floats values, Floats gradients, Floats first_moment, Floats second_moment, MaybeFloats largest,
+          Floats settings, Array<double> control, double beta1, double beta2, double eps) {
+    const double count = control.data()[kAppliedStep];
+    step(values, gradients,
+         {{"first_moment", first_moment}, {"second_moment", second_moment}, {"largest_second_moment", largest}},
+         settings, control,
+         Adam{rounded(beta1), rounded(beta2), rounded(1.0 - beta1), rounded(1.0 - beta2),
+              rounded(1.0 / (1.0 - std::pow(beta1, count))), rounded(1.0 / std::sqrt(1.0 - std::pow(beta2, count))),
+              rounded(eps)});
+}
+
+// of_gradient, of_mean: what g and m are multiplied by in m^.
+void nadam(Floats values, Floats gradients, Floats first_moment, Floats second_moment, Floats settings,
+           Array<double> control, double beta1, double beta2, double eps, double of_gradient, double of_mean) {
+    const double count = control.data()[kAppliedStep];
+    step(values, gradients, {{"first_moment", first_moment}, {"second_moment", second_moment}}, settings, control,
+         NAdam{rounded(beta1), rounded(beta2), rounded(1.0 - beta1), rounded(1.0 - beta2), rounded(of_gradient),
+               rounded(of_mean), rounded(1.0 / std::sqrt(1.0 - std::pow(beta2, count))), rounded(eps)});
+}
+
+void lion(Floats values, Floats gradients, Floats first_moment, Floats settings, Array<double> control, double beta1,
+          double beta2) {
+    step(values, gradients, {{"first_moment", first_moment}}, settings, control,
+         Lion{rounded(beta1), rounded(beta2), rounded(1.0 - beta1), rounded(1.0 - beta2)});
 }
 
 double sum_of_squares(Array<float> array) {
@@ -238,13 +355,24 @@ void moving_average(Array<float> averages, Array<float> values, double weight) {
 
 BP_NATIVE(optimizer) {
     using py::arg;
-    module.def("sgd", &sgd, arg("values").noconvert(), arg("gradients").noconvert(), arg("velocity"),
-               arg("settings").noconvert(), arg("control").noconvert(), arg("momentum"), arg("dampening"),
+    const auto as_is = [](const char* name) { return arg(name).noconvert(); };
+    const py::arg values = as_is("values"), gradients = as_is("gradients"), settings = as_is("settings"),
+                  control = as_is("control"), eps("eps"), beta1("beta1"), beta2("beta2");
+    const py::arg first_moment = as_is("first_moment"), second_moment = as_is("second_moment"),
+                  mean_square = as_is("mean_square"), velocity = as_is("velocity");
+    module.def("sgd", &sgd, values, gradients, velocity, settings, control, arg("momentum"), arg("dampening"),
                arg("nesterov"));
-    module.def("adam", &adam, arg("values").noconvert(), arg("gradients").noconvert(), arg("first_moment").noconvert(),
-               arg("second_moment").noconvert(), arg("largest_second_moment"), arg("settings").noconvert(),
-               arg("control").noconvert(), arg("beta1"), arg("beta2"), arg("eps"));
-    module.def("sum_of_squares", &sum_of_squares, arg("array").noconvert());
-    module.def("moving_average", &moving_average, arg("averages").noconvert(), arg("values").noconvert(),
-               arg("weight"));
+    module.def("adagrad", &adagrad, values, gradients, as_is("sum_of_squares"), settings, control, arg("lr_decay"),
+               eps);
+    module.def("adadelta", &adadelta, values, gradients, mean_square, as_is("mean_square_step"), settings, control,
+               arg("rho"), eps);
+    module.def("rmsprop", &rmsprop, values, gradients, mean_square, as_is("mean"), velocity, settings, control,
+               arg("alpha"), eps, arg("momentum"));
+    module.def("adam", &adam, values, gradients, first_moment, second_moment, as_is("largest_second_moment"), settings,
+               control, beta1, beta2, eps);
+    module.def("nadam", &nadam, values, gradients, first_moment, second_moment, settings, control, beta1, beta2, eps,
+               arg("of_gradient"), arg("of_mean"));
+    module.def("lion", &lion, values, gradients, first_moment, settings, control, beta1, beta2);
+    module.def("sum_of_squares", &sum_of_squares, as_is("array"));
+    module.def("moving_average", &moving_average, as_is("averages"), as_is("values"), arg("weight"));
 }

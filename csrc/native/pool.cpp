@@ -15,6 +15,7 @@ using Floats = bp::Array<float>;
 using Pair = std::pair<int64_t, int64_t>;
 
 constexpr int64_t PARALLEL_FROM = 1 << 14;  // elements; below, waking the threads costs more than they save
+constexpr int64_t STRIP = 64;               // channels whose sums fit the registers
 
 // One axis of the windows: output o looks with tap t at input o stride - padding + t dilation.
 struct Axis {
@@ -22,6 +23,11 @@ struct Axis {
 
     int64_t input(int64_t output, int64_t tap) const { return output * stride - padding + tap * dilation; }
     bool inside(int64_t output, int64_t tap) const { return input(output, tap) >= 0 && input(output, tap) < inputs; }
+    // The first input that the window of an output covers, and the one behind the last; without dilation.
+    Pair covered(int64_t output) const {
+        const int64_t first = input(output, 0), last = std::min(first + kernel, inputs);
+        return {std::min(std::max<int64_t>(first, 0), last), last};
+    }
     // The output that looks with `tap` at `input`, or -1.
     int64_t output(int64_t input, int64_t tap) const {
         const int64_t distance = input + padding - tap * dilation;
@@ -143,25 +149,53 @@ BP_CLONES void max_backward_wide(const Windows& windows, const float* dy, const 
 // Terms that a float32 sum takes before it goes into a double: a long one loses more of each term the larger it grows.
 constexpr int64_t RUN = 128;
 
-// total: scratch of one pixel.
-BP_CLONES void avg_forward(const Windows& windows, const float* x, const float* weights, int64_t row,
-                           Member* members, double* __restrict total, float* y) {
-    for (int64_t column = 0; column < windows.columns.outputs; ++column) {
-        float* __restrict out = y + column * windows.channels;
-        const int64_t count = find_members(windows, row, column, members);
-        std::fill(out, out + windows.channels, 0.0f);
-        if (count >= RUN) std::fill(total, total + windows.channels, 0.0);
-        for (int64_t m = 0; m < count; ++m) {
-            const float* __restrict in = x + members[m].offset;
-            for (int64_t j = 0; j < windows.channels; ++j) out[j] += in[j];
-            if (m % RUN == RUN - 1) {
-                for (int64_t j = 0; j < windows.channels; ++j) total[j] += out[j];
-                std::fill(out, out + windows.channels, 0.0f);
+// The pixels of one window inside the image: rows x columns of them from `first` on.
+struct Pixels {
+    const float* first;
+    int64_t rows, columns, row_step, step;
+};
+
+// y = weight times the sum of the pixels, in each of at most STRIP channels.
+BP_INLINE void mean_of_channels(const Pixels& pixels, int64_t channels, float weight, float* __restrict y) {
+    float sums[STRIP];
+    double totals[STRIP];
+    for (int64_t j = 0; j < channels; ++j) sums[j] = 0, totals[j] = 0;
+    int64_t run = 0;
+    bool several = false;
+    for (int64_t r = 0; r < pixels.rows; ++r) {
+        for (int64_t c = 0; c < pixels.columns;) {
+            const int64_t stop = std::min(pixels.columns, c + RUN - run);
+            run += stop - c;
+            for (; c < stop; ++c) {
+                const float* __restrict x = pixels.first + r * pixels.row_step + c * pixels.step;
+                for (int64_t j = 0; j < channels; ++j) sums[j] += x[j];
             }
+            if (run < RUN) continue;
+            for (int64_t j = 0; j < channels; ++j) totals[j] += sums[j];
+            for (int64_t j = 0; j < channels; ++j) sums[j] = 0;
+            run = 0;
+            several = true;
         }
-        if (count >= RUN)
-            for (int64_t j = 0; j < windows.channels; ++j) out[j] = float(total[j] + out[j]);
-        for (int64_t j = 0; j < windows.channels; ++j) out[j] *= weights[column];
+    }
+    if (several)
+        for (int64_t j = 0; j < channels; ++j) y[j] = float((totals[j] + sums[j]) * weight);
+    else
+        for (int64_t j = 0; j < channels; ++j) y[j] = sums[j] * weight;
+}
+
+BP_CLONES void avg_forward(const Windows& windows, const float* x, const float* weights, int64_t row, float* y) {
+    const auto [top, bottom] = windows.rows.covered(row);
+    for (int64_t column = 0; column < windows.columns.outputs; ++column) {
+        const auto [left, right] = windows.columns.covered(column);
+        Pixels pixels = {x + top * windows.input_row() + left * windows.channels, bottom - top, right - left,
+                         windows.input_row(), windows.channels};
+        // A count that the compiler knows keeps the sums in registers.
+        float *out = y + column * windows.channels, *end = out + windows.channels;
+        for (; end - out >= STRIP; out += STRIP, pixels.first += STRIP)
+            mean_of_channels(pixels, STRIP, weights[column], out);
+        for (; end - out >= STRIP / 4; out += STRIP / 4, pixels.first += STRIP / 4)
+            mean_of_channels(pixels, STRIP / 4, weights[column], out);
+        if (out != end) mean_of_channels(pixels, end - out, weights[column], out);
     }
 }
 
@@ -249,10 +283,8 @@ void avg_pool2d(const Floats& x, const Floats& weights, Pair kernel, Pair stride
     float* out = y.mutable_data();
     pybind11::gil_scoped_release release;
     for_rows(windows, windows.rows.outputs, [&](int64_t image, int64_t row) {
-        std::vector<Member> members(windows.taps());
-        std::vector<double> total(static_cast<std::size_t>(windows.channels));
         avg_forward(windows, in + image * windows.rows.inputs * windows.input_row(),
-                    shares + row * windows.columns.outputs, row, members.data(), total.data(),
+                    shares + row * windows.columns.outputs, row,
                     out + (image * windows.rows.outputs + row) * windows.output_row());
     });
 }

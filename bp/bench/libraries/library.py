@@ -55,6 +55,10 @@ class Library(ABC):
         """Give back the memory of the case before; pools of devices keep it beyond the arrays."""
         gc.collect()
 
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait for the device; raises where it has failed."""
+
     def compiled(self, work: Work) -> Work:
         """The same work under the library's compiler."""
         raise NotImplementedError(f"{type(self).__name__} has no compiler")
@@ -103,6 +107,9 @@ class HostLibrary(Library):
             return (0, 0)
         begin: int = array.__array_interface__["data"][0]
         return (begin, begin + array.nbytes)
+
+    def synchronize(self) -> None:
+        """The host has done its work when it returns."""
 
 
 class DeviceClock:

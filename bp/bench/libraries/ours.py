@@ -94,6 +94,9 @@ class OursOnDevice(Library):
         if self.own.name == "cuda":
             self.own.cupy.get_default_memory_pool().free_all_blocks()
 
+    def synchronize(self) -> None:
+        self.own.synchronize()
+
     def seconds(self, run: Work, runs: int, cold: bool) -> float:
         if self._clock is None:
             buffer = self.own.zeros((DeviceClock.FLUSH_BYTES // 4,), np.float32)

@@ -1,6 +1,8 @@
 """PyTorch, on the CPU with oneDNN behind it or on a GPU with cuBLAS and cuDNN."""
 
 import functools
+import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -71,9 +73,18 @@ class Torch(Library):
         return (storage.data_ptr(), storage.data_ptr() + storage.nbytes())
 
     def release(self) -> None:
+        compiler = sys.modules.get("torch._dynamo")
+        if compiler is not None:
+            # It keeps what it compiled by the code of a function, which the cases of a benchmark share; beyond eight it
+            # gives up, and runs the function as it is.
+            compiler.reset()
         super().release()
         if self.device == "cuda":
             self.torch.cuda.empty_cache()
+
+    def synchronize(self) -> None:
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
 
     def compiled(self, work: Work) -> Work:
         """Under torch.compile, specialised to these shapes."""
@@ -95,6 +106,7 @@ class Torch(Library):
         if self.device == "cpu":
             super().start_peak()
         else:
+            gc.collect()  # what goes while it is watched would hide as much that comes
             self.torch.cuda.reset_peak_memory_stats()
             self._allocated = self.torch.cuda.memory_allocated()
 

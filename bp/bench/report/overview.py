@@ -30,11 +30,18 @@ def tiles(results: Results) -> Markup:
     states: Counter[str] = Counter(entry.status for row in rows for entry in row.entries)
     found = []
     if against := ratios(rows):
-        note = f"geometric mean of {len(against)} rows; above 1 bp is faster"
+        note = f"geometric mean of {units.counted(len(against), 'row')}; above 1 bp is faster"
         found.append(("the speed of the fastest peer", units.ratio(geometric_mean(against)), note, ""))
     if reached := [row.percent for row in rows if row.percent is not None]:
-        found.append(("of the machine's limit", units.percent(median(reached)), f"median of {len(reached)} rows", ""))
-    found.append(("rows", str(len(rows)), "", ""))
+        found.append(
+            (
+                "of the machine's limit",
+                units.percent(median(reached)),
+                f"median of {units.counted(len(reached), 'row')}",
+                "",
+            )
+        )
+    found.append(("row" if len(rows) == 1 else "rows", str(len(rows)), "", ""))
     found.append(("right", str(states["timed"] + states["checked"]), "contestants, over all rows", ""))
     for status, note in (("wrong", "not timed"), ("failed", "not timed")):
         found.append((status, str(states[status]), note if states[status] else "", "bad" if states[status] else ""))

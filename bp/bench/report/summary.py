@@ -47,7 +47,13 @@ def _family(family: str, rows: Sequence[Row], scale: Axis | None) -> Markup:
         mean, low, high = geometric_mean(compared), min(compared), max(compared)
         cells.append(element("td", element("strong", units.ratio(mean)), class_="number"))
         cells.append(element("td", _strip(scale, low, mean, high), class_="strip"))
-        cells.append(element("td", f"{units.ratio(low)} {units.DASH} {units.ratio(high)}", class_="number"))
+        cells.append(
+            element(
+                "td",
+                units.ratio(low) if low == high else f"{units.ratio(low)} {units.DASH} {units.ratio(high)}",
+                class_="number",
+            )
+        )
     elif scale is not None:
         cells.append(element("td", "no peer", colspan="3", class_="muted"))
     share = units.percent(median(reached)) if reached else units.DASH
