@@ -2,6 +2,7 @@
 
 import importlib.resources
 import importlib.util
+import time
 from unittest import mock
 
 import numpy as np
@@ -78,11 +79,20 @@ def test_poison_is_no_result(opened):
 
 
 @pytest.mark.parametrize("cold", [True, False])
-def test_the_clock_counts_the_runs(opened, cold):
+def test_the_clock_counts_the_runs(opened, cold, monkeypatch):
+    monkeypatch.setattr(library, "WARM_UP", 0.0)
     calls = []
     assert opened.seconds(lambda: calls.append(1), 5, cold) > 0
     # Where caches cannot be emptied, and where they shall not be, a first run warms them.
     assert len(calls) in (5, 6, 7)
+
+
+def test_threads_are_awake_before_the_clock_starts(monkeypatch):
+    monkeypatch.setattr(library, "WARM_UP", 0.01)
+    begun, calls = time.perf_counter(), []
+    open_library("numpy", "cpu").seconds(lambda: calls.append(time.perf_counter() - begun), 3, False)
+    assert len(calls) > 3
+    assert calls[-3] >= 0.01
 
 
 def test_memory_can_be_watched(opened):

@@ -30,6 +30,7 @@ from bp.bench.results import Size
 from bp.errors import BPError
 
 TURN_SECONDS = 2e-3  # work that takes less is repeated within a turn, on a CPU, for about this long
+STEPS_SECONDS = 0.1  # the same for training steps, which in a training follow one another
 MOST_RUNS = 10_000
 LONGEST_SPIN = 0.1  # OpenBLAS's threads spin for 25 ms before they sleep
 SPIN_CHECK = 5e-4
@@ -214,7 +215,8 @@ class Worker:
         if self.library.device == "cpu" or not cold:
             contestant = self.contestants[name]
             once = self.library.seconds(contestant.run, 1, cold)
-            contestant.runs = min(max(1, math.ceil(TURN_SECONDS / max(once, 1e-9))), MOST_RUNS)
+            turn = STEPS_SECONDS if self.benchmark.successive > 1 else TURN_SECONDS
+            contestant.runs = min(max(1, math.ceil(turn / max(once, 1e-9))), MOST_RUNS)
 
     def turn(self, name: str, cold: bool) -> float:
         """Seconds of one run of a contestant."""
