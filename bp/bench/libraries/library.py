@@ -14,9 +14,9 @@ import numpy as np
 from bp.bench.benchmark import Work
 from bp.bench.drawing import Drawn
 
-# Seconds. A thread that was asleep wakes on the core of the one that woke it, and waits there for a time slice of 4 ms
-# before it moves to a core of its own: a product of 0.3 ms then takes 8.
-WARM_UP = 0.012
+# Seconds, so that threads are awake and caches warm. Where cores are virtual that is not always enough: a thread may wake
+# on the core of the one that woke it, and wait there for a time slice of some 4 ms.
+WARM_UP = 0.002
 
 
 class Library(ABC):
