@@ -14,8 +14,8 @@ import numpy as np
 from bp.bench.benchmark import Work
 from bp.bench.drawing import Drawn
 
-# Seconds, so that threads are awake and caches warm. Where cores are virtual that is not always enough: a thread may wake
-# on the core of the one that woke it, and wait there for a time slice of some 4 ms.
+# Seconds, so that threads are awake and caches warm. Where cores are virtual that is not always enough: a thread may
+# wake on the core of the one that woke it, and wait there for a time slice of some 4 ms.
 WARM_UP = 0.002
 
 
