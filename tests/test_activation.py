@@ -2,13 +2,11 @@
 
 import hashlib
 import math
-import os
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
 import pytest
+from any_threads import expect_same_on_any_threads
 from table import LAYER_CHECKS, Case, assert_close
 
 import bp
@@ -228,22 +226,7 @@ def digest():
 
 
 def test_result_does_not_depend_on_the_number_of_threads():
-    if native.kernels is None:
-        pytest.skip("the native extension is not built")
-    folder = os.path.dirname(__file__)
-    code = f"import sys; sys.path.insert(0, {folder!r}); import test_activation; print(test_activation.digest())"
-    digests = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "OMP_NUM_THREADS": threads},
-            cwd=os.path.dirname(folder),
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for threads in ("1", "2", "3")
-    }
-    assert len(digests) == 1
+    expect_same_on_any_threads("import test_activation; print(test_activation.digest())")
 
 
 # By how much an activation enlarges the rounding of what it computes first, where that is not about 1: the relative

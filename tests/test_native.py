@@ -2,12 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
+from any_threads import expect_same_on_any_threads
 
 import bp.ops.norm as ops
 from bp.cpu import native
@@ -57,16 +56,7 @@ model[0].weight.grad = x
 optimizer.step()
 print(hashlib.sha256(b"".join(result.tobytes() for result in [*results, model.arena.values])).hexdigest())
 """
-    digests = {
-        subprocess.run(
-            [sys.executable, "-c", script],
-            env=os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(sys.path)},
-            capture_output=True,
-            check=True,
-        ).stdout
-        for threads in ("1", "2", "3")
-    }
-    assert len(digests) == 1
+    expect_same_on_any_threads(script)
 
 
 def finishes(pid, seconds):

@@ -1,12 +1,10 @@
 """Normalisation: the table of its cases, running statistics, stability, native kernels, and its errors."""
 
 import hashlib
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from any_threads import expect_same_on_any_threads
 from table import LAYER_CHECKS, Case, assert_close
 
 import bp
@@ -437,22 +435,7 @@ def digest():
 
 
 def test_result_does_not_depend_on_the_number_of_threads():
-    if native.kernels is None:
-        pytest.skip("the native extension is not built")
-    folder = os.path.dirname(__file__)
-    code = f"import sys; sys.path.insert(0, {folder!r}); import test_norm; print(test_norm.digest())"
-    digests = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "OMP_NUM_THREADS": threads},
-            cwd=os.path.dirname(folder),
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for threads in ("1", "2", "3")
-    }
-    assert len(digests) == 1
+    expect_same_on_any_threads("import test_norm; print(test_norm.digest())")
 
 
 # Sum with the residual, then norm ------------------------------------------------------------------------------------

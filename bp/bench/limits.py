@@ -6,9 +6,9 @@ from bp.bench.results import Limits
 from bp.bench.run import Plan, Run
 
 
-def measure(device: str, precisions: Sequence[str] = (), *, quick: bool = False) -> Limits:
+def measure(device: str, precisions: Sequence[str]) -> Limits:
     """What a device ("cpu", "cuda") can do at most, as every run of benchmarks measures it; a few seconds.
 
-    precisions: those whose peak is wanted, default all that the device has.
+    precisions: those whose peak is wanted.
     """
-    return Run(Plan([], device, precisions, quick=quick)).results("").limits
+    return Run(Plan([], device, precisions)).results("").limits
