@@ -10,8 +10,11 @@ from bp.ops import conv
 MNIST = [(28, 1, 32, 3, 1, 1), (14, 32, 64, 3, 1, 1)]
 RESNET20 = [(32, 3, 16, 3, 1, 1), (32, 16, 16, 3, 1, 1), (32, 16, 32, 3, 2, 1), (16, 32, 32, 3, 1, 1)]
 RESNET20 += [(16, 32, 64, 3, 2, 1), (8, 64, 64, 3, 1, 1), (32, 16, 32, 1, 2, 1), (16, 32, 64, 1, 2, 1)]
-RESNET50 = [(224, 3, 64, 7, 2, 1), (56, 64, 64, 3, 1, 1), (56, 64, 256, 1, 1, 1), (56, 256, 512, 1, 2, 1)]
-RESNET50 += [(28, 128, 128, 3, 1, 1), (14, 256, 256, 3, 1, 1), (14, 1024, 256, 1, 1, 1), (7, 512, 512, 3, 1, 1)]
+# Of each stage the kernels of 3 x 3 and of 1 x 1, narrowing or widening; three steps of the stride.
+RESNET50 = [(56, 64, 64, 3, 1, 1), (56, 64, 256, 1, 1, 1), (56, 256, 64, 1, 1, 1), (56, 256, 512, 1, 2, 1)]
+RESNET50 += [(28, 128, 128, 3, 1, 1), (28, 128, 512, 1, 1, 1), (28, 256, 256, 3, 2, 1), (14, 256, 256, 3, 1, 1)]
+RESNET50 += [(14, 1024, 256, 1, 1, 1), (14, 1024, 2048, 1, 2, 1), (7, 512, 512, 3, 1, 1), (7, 512, 2048, 1, 1, 1)]
+STEM = [(224, 3, 64, 7, 2, 1)]
 DEPTHWISE = [(112, 32, 32, 3, 1, 32), (56, 128, 128, 3, 2, 128), (14, 512, 512, 3, 1, 512)]
 
 
@@ -34,7 +37,7 @@ class Images(Benchmark):
     compiles = False  # torch.compile calls the same library
     sizes = Sizes(
         # Fewer of the large images: float64 on the host would take seconds for the gradients of their weights.
-        cuda=layers(16, RESNET50[:1]) + layers(64, [*RESNET20[1:6], *RESNET50[1:], *DEPTHWISE]),
+        cuda=layers(128, RESNET20[1:]) + layers(64, [*RESNET50, *DEPTHWISE]) + layers(16, STEM),
         cpu=layers(128, MNIST) + layers(64, RESNET20) + layers(16, [(16, 64, 64, 3, 1, 64)]),
         quick=layers(16, [(14, 16, 24, 3, 2, 1), (14, 16, 16, 3, 1, 16)]),
     )
@@ -45,6 +48,16 @@ class Images(Benchmark):
     kernel: int
     stride: int = 1
     groups: int = 1
+
+    @property
+    def group(self):
+        row = (self.side, self.channels, self.outputs, self.kernel, self.stride, self.groups)
+        groups = {"ResNet-20": RESNET20, "ResNet-50": RESNET50 + STEM, "depthwise": DEPTHWISE}
+        return next((name for name, rows in groups.items() if row in rows), "")
+
+    def worth(self, precision):
+        """All in bf16, and one layer in each precision."""
+        return precision == "bf16" or (self.side == 56 and self.shapes[1] == (64, 3, 3, 64))
 
     @property
     def shapes(self):
@@ -75,27 +88,26 @@ class Images(Benchmark):
 
     def nbytes(self, itemsize):
         _, weight, y = map(math.prod, self.shapes)
-        return (self.read + weight + y + self.outputs) * itemsize
+        return (self.read + weight + y) * itemsize
 
     def length(self):
         return math.prod(self.shapes[1][1:])
 
 
 class Convolution(Images):
+    """Without a bias, as those in front of a normalisation are."""
+
     name = "convolution"
     sampled = ("x",)
 
-    def draw(self, draw):
-        return super().draw(draw) | {"bias": draw.normal(self.outputs)}
+    def bp(self, x, weight):
+        return lambda: conv.conv2d(x, weight, None, *self.settings(self.groups))
 
-    def bp(self, x, weight, bias):
-        return lambda: conv.conv2d(x, weight, bias, *self.settings(self.groups))
-
-    def torch(self, x, weight, bias):
+    def torch(self, x, weight):
         from torch.nn.functional import conv2d
 
         x, weight = x.movedim(-1, 1), weight.movedim(-1, 1)
-        return lambda: conv2d(x, weight, bias, self.stride, self.kernel // 2, 1, self.groups).movedim(1, -1)
+        return lambda: conv2d(x, weight, None, self.stride, self.kernel // 2, 1, self.groups).movedim(1, -1)
 
-    def torch_nchw(self, x, weight, bias):
-        return self.torch(nchw(x), nchw(weight), bias)
+    def torch_nchw(self, x, weight):
+        return self.torch(nchw(x), nchw(weight))

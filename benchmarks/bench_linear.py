@@ -1,25 +1,19 @@
-"""Linear layers forward: y = x W^T + b, alone and with an activation behind it."""
+"""Matrix products by themselves, and what all benchmarks of linear layers share."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
-from bp.bench import Benchmark, Sizes, grid, only_on
+from bp.bench import Benchmark, Sizes, grid
 from bp.benchmarks.cublas import product
-from bp.ops import activation, linear
+from bp.cuda.product import WAYS
 from bp.ops.device import device_of
 
 SQUARES = [{"m": n, "n": n, "k": n} for n in (4096, 8192)]
 # GPT-2 124M on 16 sequences of 1024: attention's projections out and in, both layers of an MLP, the logits.
 GPT2 = [{"m": 16384, "n": n, "k": k} for n, k in ((768, 768), (2304, 768), (3072, 768), (768, 3072), (50304, 768))]
-SKINNY = grid(m=[16, 32, 64, 128], n=[4096], k=[4096])
 MLP = [{"m": m, "n": n, "k": k} for m, n, k in ((32, 64, 64), (128, 512, 784), (128, 512, 512), (512, 1024, 1024))]
 QUICK = grid(m=[128], n=[256], k=[192])
-
-
-def for_each_function(sizes):
-    return [one | {"function": function} for one in sizes for function in ("gelu_tanh", "relu")]
 
 
 @dataclass(frozen=True)
@@ -34,86 +28,67 @@ class Layer(Benchmark):
     n: int
     k: int
 
+    @property
+    def group(self):
+        sizes = {"m": self.m, "n": self.n, "k": self.k}
+        return "GPT-2 124M" if sizes in GPT2 else "squares" if sizes in SQUARES else ""
+
+    def worth(self, precision):
+        """The large cases where they are trained in: a training of GPT-2 in float32 takes another GPU."""
+        return precision == "bf16" or not self.group
+
     def draw_weight(self, draw):
         return draw.normal(self.n, self.k, scale=self.k**-0.5)
 
     def flops(self):
         return 2.0 * self.m * self.n * self.k
 
-
-class Forward(Layer):
-    sampled = ("x",)
-
-    def draw(self, draw):
-        return {"x": draw.normal(self.m, self.k), "weight": self.draw_weight(draw), "bias": draw.normal(self.n)}
-
     def nbytes(self, itemsize):
-        return (self.m * self.k + self.n * self.k + self.n + self.m * self.n) * itemsize
+        return (self.m * self.k + self.n * self.k + self.m * self.n) * itemsize
 
     def length(self):
         return self.k
 
 
-class Linear(Forward):
-    name = "linear"
-    sizes = Sizes(
-        cuda=[*SQUARES, *GPT2, *SKINNY],
-        cpu=[*MLP, *({"m": n, "n": n, "k": n} for n in (1024, 2048))],
-        quick=QUICK,
-    )
-
-    def bp(self, x, weight, bias):
-        return lambda: linear.linear(x, weight, bias)
-
-    def numpy(self, x, weight, bias):
-        return lambda: x @ weight.T + bias
-
-    def torch(self, x, weight, bias):
-        from torch.nn.functional import linear
-
-        return lambda: linear(x, weight, bias)
-
-    def cupy(self, x, weight, bias):
-        """The bias is a product as well, with a column of ones, so that all of it is cuBLAS's."""
-        y, ones = device_of(x).zeros((self.m, self.n), x.dtype), device_of(x).zeros((self.m, 1), x.dtype)
-        device_of(x).fill(ones, 1.0)
-        start = product(ones, bias.reshape(1, self.n), y)
-        add = product(x, weight, y, transpose_b=True, accumulate=True)
-        return lambda: (start(), add())[1]
-
-
 @dataclass(frozen=True)
-class LinearActivation(Forward):
-    """f(x W^T + b). GELU in its form with tanh is the one that bp's kernel and cuBLASLt have."""
+class Product(Layer):
+    """C = op(A) op(B) of N(0, 1), in the dtype of the factors; way: which of them is transposed, as in `WAYS`."""
 
-    name = "linear + activation"
-    compiles = True
-    sizes = Sizes(*(for_each_function(sizes) for sizes in ([GPT2[2], SKINNY[3]], MLP[2:], QUICK)))
-    function: str
+    name = "product"
+    axis = "k"
+    devices = ("cuda", "emulator")
+    sizes = Sizes(
+        cuda=[sizes | {"way": way} for sizes in SQUARES for way in WAYS],
+        quick=[sizes | {"way": way} for sizes in QUICK for way in WAYS],
+    )
+    way: str
 
-    def bp(self, x, weight, bias):
-        if isinstance(x, np.ndarray):
-            apply = {"gelu_tanh": partial(activation.gelu, approximate="tanh"), "relu": activation.relu}[self.function]
-            return lambda: apply(linear.linear(x, weight, bias))
-        from bp.cuda.linear import linear_activation
+    @property
+    def sampled(self):
+        return (("a", int(WAYS[self.way][0])),)  # along the rows of C
 
-        return lambda: linear_activation(x, weight, bias, self.function)[0]
+    def worth(self, precision):
+        return precision == "bf16" or self.k <= 4096
 
-    def numpy(self, x, weight, bias):
-        def gelu(y):
-            return y / (1 + np.exp(np.float32(-((8 / np.pi) ** 0.5)) * (y + np.float32(0.044715) * y**3)))
+    def draw(self, draw):
+        transpose_a, transpose_b = WAYS[self.way]
+        a, b = (self.m, self.k), (self.k, self.n)
+        return {"a": draw.normal(*(a[::-1] if transpose_a else a)), "b": draw.normal(*(b[::-1] if transpose_b else b))}
 
-        apply = {"gelu_tanh": gelu, "relu": lambda y: np.maximum(y, 0)}[self.function]
-        return lambda: apply(x @ weight.T + bias)
+    def bp(self, a, b):
+        if isinstance(a, np.ndarray):
+            return self.torch(a, b)  # for the reference: a CPU has no such product by itself
+        from bp.cuda.linear import gemm
 
-    def torch(self, x, weight, bias):
-        from torch.nn import functional
+        transpose_a, transpose_b = WAYS[self.way]
+        c = device_of(a).zeros((self.m, self.n), a.dtype)
+        return lambda: gemm(a, b, c, transpose_a=transpose_a, transpose_b=transpose_b) or c
 
-        apply = {"gelu_tanh": partial(functional.gelu, approximate="tanh"), "relu": functional.relu}[self.function]
-        return lambda: apply(functional.linear(x, weight, bias))
+    def torch(self, a, b):
+        transpose_a, transpose_b = WAYS[self.way]
+        return lambda: (a.T if transpose_a else a) @ (b.T if transpose_b else b)
 
-    @only_on("cuda")
-    def torch_cublaslt(self, x, weight, bias):
-        from torch import _addmm_activation
-
-        return lambda: _addmm_activation(bias, x, weight.t(), use_gelu=self.function == "gelu_tanh")
+    def cupy(self, a, b):
+        transpose_a, transpose_b = WAYS[self.way]
+        c = device_of(a).zeros((self.m, self.n), a.dtype)
+        return product(a, b, c, transpose_a=transpose_a, transpose_b=transpose_b)

@@ -8,7 +8,7 @@ from bp.benchmarks.cublas import product
 from bp.ops import linear
 from bp.ops.device import device_of
 
-SIZES = Sizes(cuda=[*SQUARES[:1], *GPT2], cpu=MLP, quick=QUICK)
+SIZES = Sizes(cuda=GPT2, cpu=MLP, quick=QUICK)
 
 
 class LinearInputGradient(Layer):
@@ -18,9 +18,6 @@ class LinearInputGradient(Layer):
 
     def draw(self, draw):
         return {"dy": draw.normal(self.m, self.n), "weight": self.draw_weight(draw)}
-
-    def nbytes(self, itemsize):
-        return (self.m * self.n + self.n * self.k + self.m * self.k) * itemsize
 
     def length(self):
         return self.n
@@ -85,10 +82,10 @@ class LinearParameterGradients(Layer):
 
 
 class AddedLinearParameterGradients(LinearParameterGradients):
-    """Added to what the destinations hold, as in the second of accumulated batches."""
+    """Added to what the destinations hold, as in the second of accumulated batches; by everybody in float32."""
 
     name = "linear parameter gradients, added"
-    sizes = Sizes(cuda=[GPT2[0], GPT2[2], GPT2[4]], cpu=MLP[1:3], quick=QUICK)
+    sizes = Sizes(cuda=[SQUARES[0], *GPT2], cpu=MLP[1:3], quick=QUICK)
     added = True
 
     def numpy(self, dy, x, dweight, dbias):
@@ -100,12 +97,14 @@ class AddedLinearParameterGradients(LinearParameterGradients):
         return gradients
 
     def torch(self, dy, x, dweight, dbias):
+        from torch import addmm
+
         def gradients():
             if dweight.dtype == dy.dtype:
                 dweight.addmm_(dy.t(), x)
             else:
-                dweight.add_(dy.t() @ x)
-            dbias.add_(dy.sum(0))
+                addmm(dweight, dy.t(), x, out_dtype=dweight.dtype, out=dweight)
+            dbias.add_(dy.sum(0, dtype=dbias.dtype))
             return dweight, dbias
 
         return gradients

@@ -56,6 +56,7 @@ class TrainerConfig:
     ema_decay: float | None = None
     precision: str = "auto"
     cuda_graph: Literal["auto", "on", "off"] = "auto"
+    fuse: bool = True
     seed: NonNegativeInt = 0
     log_every_n_steps: PositiveInt = 50
     eval_every_n_steps: PositiveInt | None = None

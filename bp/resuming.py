@@ -44,6 +44,12 @@ def identity(trainer: "Trainer", train: Loader) -> dict[str, Any]:
     }
 
 
+def kernel_choice(trainer: "Trainer") -> str | None:
+    """By what kernels are chosen, in words, which may change the last bits of a sum; None on the CPU, which has one."""
+    choice: str | None = getattr(trainer.device, "kernel_choice", None)
+    return choice
+
+
 def snapshot(trainer: "Trainer") -> Snapshot:
     """All that another Trainer, made alike, needs to go on from here, whatever the numbers are."""
     trainer.state.loss_sum = float(trainer.device.to_host(trainer.loss_sum))
@@ -53,6 +59,7 @@ def snapshot(trainer: "Trainer") -> Snapshot:
         "schedule": trainer.schedule.state_dict(),
         "callbacks": {name: callback.state_dict() for name, callback in _named(trainer.callbacks)},
         "history": trainer.history.records,
+        "kernels": kernel_choice(trainer),
     }
     return Snapshot(
         model=model_arrays(trainer.model),
@@ -78,6 +85,11 @@ def restore(trainer: "Trainer", taken: Snapshot, source: str) -> None:
     except BPError as error:
         _take_over(trainer, before, source)
         raise error.at(source) from error.__cause__
+    then, now = taken.state.get("kernels"), kernel_choice(trainer)  # which older checkpoints do not say
+    if then is not None and now is not None and then != now:
+        text = f"{source}: kernels were chosen by {then}, and are now by {now}: the last bits of results may differ"
+        for callback in trainer.callbacks:
+            callback.on_message(trainer, text)
 
 
 def _take_over(trainer: "Trainer", taken: Snapshot, source: str) -> None:

@@ -46,6 +46,8 @@ class Trainer:
     takes a GPU that works, else the CPU. precision: fp32 or fp64 on the CPU, fp32, tf32, bf16 or fp16 on a GPU; "auto"
     is fp32 on the CPU, bf16 on a GPU that has it. cuda_graph: "auto" replays whole steps as one CUDA graph where they
     allow it, and says why where they do not; "on" raises then, "off" launches each kernel. The weights are the same.
+    fuse: False runs each layer of a Sequential by itself (see `bp.layers.fusion`); the results are the same but for
+    rounding.
     seed: of initial values and dropout. accumulate_grad_batches: batches per optimizer step; the gradient equals that
     of one batch of all their samples (batch normalisation excepted, which sees each batch alone). max_grad_norm: clips
     the global norm; clip_value: clips each element. metrics: what evaluations measure beside the loss. ema_decay: keep
@@ -65,6 +67,7 @@ class Trainer:
         precision: str = "auto",
         device: str | Device = "auto",
         cuda_graph: str = "auto",
+        fuse: bool = True,
         seed: int = 0,
         accumulate_grad_batches: int = 1,
         max_grad_norm: float | None = None,
@@ -107,6 +110,7 @@ class Trainer:
         self.precision = resolve_precision(precision, self.device)
         self.dtype = known_dtype(PRECISIONS[self.precision])
         self.cuda_graph = cuda_graph
+        self.fuse = fuse
         self.seed = seed
         self.accumulate_grad_batches = accumulate_grad_batches
         self.max_grad_norm = max_grad_norm
@@ -243,7 +247,7 @@ class Trainer:
 
     def _step_settings(self) -> StepSettings:
         """By owner, all that decides which launches a step makes beside the shapes of its batches."""
-        own = ("model", "loss", "optimizer", "average", "max_grad_norm", "clip_value")
+        own = ("model", "loss", "optimizer", "average", "max_grad_norm", "clip_value", "fuse")
         rule = {name: value for name, value in vars(self.optimizer).items() if name not in ("base_lr", "_lr")}
         return {
             "Trainer": {name: getattr(self, name) for name in own},
@@ -263,7 +267,7 @@ class Trainer:
         control = self.optimizer.control
         first_sample = 0
         for x, y in batches:
-            ctx = Context(training=True, sample_offset=first_sample, control_block=control)
+            ctx = Context(training=True, sample_offset=first_sample, fuse=self.fuse, control_block=control)
             predictions = self.model.forward(x, ctx)
             ctx.predictions_unneeded = only_caller_holds(predictions)
             value = self.loss.forward(predictions, y, ctx)
@@ -344,7 +348,7 @@ class Trainer:
         with self.device.running(self.precision), self._averaged(), self._memory:
             for x, y in loader.in_order():
                 y = self._checked_targets(x, y)
-                ctx = Context(denominator=self.loss.count(y))
+                ctx = Context(denominator=self.loss.count(y), fuse=self.fuse)
                 predictions = self.model.forward(self._inputs(x), ctx)
                 value = self.loss.forward(predictions, self.device.from_host(y), ctx)
                 reduce.accumulate(total, value, ctx.control_beside(predictions))
@@ -366,8 +370,12 @@ class Trainer:
         outputs = []
         with self.device.running(self.precision), self._averaged(), self._memory:
             for x, _ in loader.in_order():
-                outputs.append(np.array(as_float32(self.device.to_host(self.model(self._inputs(x))))))
+                outputs.append(self._predicted(x))
         return np.concatenate(outputs)
+
+    def _predicted(self, x: np.ndarray) -> np.ndarray:
+        y = self.model.forward(self._inputs(x), Context(fuse=self.fuse))
+        return np.array(as_float32(self.device.to_host(y)))
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:

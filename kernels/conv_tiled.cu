@@ -10,15 +10,18 @@
 // blockIdx.x is the tile, blockIdx.y the part of the depth (parts are `part` long; see linear_tiled.cu; `stride` apart
 // in wide), blockIdx.z the group.
 #include "conv_operands.cuh"
-#include "epilogue.cuh"
+#include "convolution.cuh"
+#include "tile_moments.cuh"
 
 constexpr int THREADS = 256;
 static_assert(THREADS == MICROS * MICROS, "a thread for each micro-tile");
+static_assert(sizeof(Tiles<T>) >= (2 * MICRO + 1) * THREADS / 2 * sizeof(float), "moments pass where the slices were");
 
-extern "C" __global__ __launch_bounds__(THREADS, 2) void conv_forward(
-    const T* x, const T* weight, const T* bias, T* y, float* wide, int64 images, int h, int w, int p, int q,
-    int64 channels, int64 out, int kh, int kw, int groups, int stride_h, int stride_w, int top, int left,
-    int dilation_h, int dilation_w, int64 part, bool tf32) {
+// moments (null: not wanted): those of y's columns, a tile for each TILE pixels; where the depth is not cut and the
+// epilogue is a bias or nothing.
+extern "C" __global__ __launch_bounds__(THREADS, 2) void conv_forward(const T* x, const T* weight, EPILOGUE_PARAMETERS,
+                                                                      float* moments, CONVOLUTION_PARAMETERS,
+                                                                      int64 part) {
     __shared__ Tiles<T> tiles;
     const int64 group = blockIdx.z, group_in = channels / groups, group_out = out / groups;
     const int64 pixels = images * p * q, depth = kh * kw * group_in, begin = blockIdx.y * part;
@@ -29,21 +32,38 @@ extern "C" __global__ __launch_bounds__(THREADS, 2) void conv_forward(
     Micro sum;
     multiply_tile<true, true, T>(patches, weights, place.row, place.column, begin, smaller(begin + part, depth), tf32,
                                  tiles, sum, [] {});
-    const Epilogue<T> epilogue{bias, nullptr, y, wide != nullptr ? wide + blockIdx.y * pixels * out : nullptr, false,
-                               NO_ACTIVATION};
+    const Epilogue<T> epilogue{EPILOGUE_ARGUMENTS};
+    const int64 behind = blockIdx.y * pixels * out;  // of this block's part
     store_tile(sum, place.row, place.column, pixels, group_out, [&](int64 pixel, int64 column, float value) {
-        const int64 channel = group * group_out + column;
-        epilogue.store(pixel * out + channel, channel, value);
+        const int64 channel = group * group_out + column, index = pixel * out + channel;
+        const float one[1] = {value};
+        epilogue.store(behind + index, index, channel, one);
     });
+    if (moments == nullptr) return;
+    const int64 row = place.row + threadIdx.x / MICROS * MICRO, column = place.column + threadIdx.x % MICROS * MICRO;
+    float stored[MICRO][MICRO];
+#pragma unroll
+    for (int i = 0; i < MICRO; ++i)
+#pragma unroll
+        for (int j = 0; j < MICRO; ++j)
+            stored[i][j] = as_stored(sum.at[i][j], column + j < group_out ? bias : nullptr,
+                                     group * group_out + column + j);
+    ColumnMoments<MICRO> own = moments_of(stored, [&](int i) { return row + i < pixels; });
+    gather_below<MICRO, THREADS>(own, MICROS, MICROS, reinterpret_cast<float*>(&tiles));
+    const TileMoments to{moments, divide_up(pixels, TILE), out};
+    if (threadIdx.x == 0 && group == 0 && place.column == 0) to.store_rows(place.row / TILE, own.count);
+    if (threadIdx.x >= MICROS) return;
+#pragma unroll
+    for (int j = 0; j < MICRO; ++j)
+        if (column + j < group_out)
+            to.store(place.row / TILE, group * group_out + column + j, own.mean[j], own.spread[j]);
 }
 
 // blockIdx.z counts the stride_h stride_w classes of pixels as well: each has its own taps and pixels. period: that of
-// Residue. bias: one for each input channel, for the transposed convolution. Where a window reaches beyond dy it sees
-// zeros, which an infinite weight turns into NaN; the definition has no such term.
+// Residue. C is dx, its columns the input channels: a bias is that of the transposed convolution. Where a window
+// reaches beyond dy it sees zeros, which an infinite weight turns into NaN; the definition has no such term.
 extern "C" __global__ __launch_bounds__(THREADS, 2) void conv_backward_input(
-    const T* dy, const T* weight, const T* bias, T* dx, float* wide, int64 images, int h, int w, int p, int q,
-    int64 channels, int64 out, int kh, int kw, int groups, int stride_h, int stride_w, int top, int left,
-    int dilation_h, int dilation_w, int period_h, int period_w, int64 part, bool tf32) {
+    const T* dy, const T* weight, EPILOGUE_PARAMETERS, CONVOLUTION_PARAMETERS, int period_h, int period_w, int64 part) {
     __shared__ Tiles<T> tiles;
     const int64 group = blockIdx.z % groups;
     const int residue = blockIdx.z / groups;
@@ -62,24 +82,22 @@ extern "C" __global__ __launch_bounds__(THREADS, 2) void conv_backward_input(
     Micro sum;
     multiply_tile<true, false, T>(patches, weights, place.row, place.column, begin, smaller(begin + part, depth), tf32,
                                   tiles, sum, [] {});
-    const Epilogue<T> epilogue{
-        bias, nullptr, dx, wide != nullptr ? wide + blockIdx.y * images * h * w * channels : nullptr, false,
-        NO_ACTIVATION};
+    const Epilogue<T> epilogue{EPILOGUE_ARGUMENTS};
+    const int64 behind = blockIdx.y * images * h * w * channels;  // of this block's part
     store_tile(sum, place.row, place.column, pixels, group_in, [&](int64 pixel, int64 column, float value) {
         const Quotient line = divide(pixel, horizontal.axis.positions);
         const Quotient image = divide(line.quotient, vertical.axis.positions);
         const int64 row = vertical.first + image.remainder * stride_h;
         const int64 i = (image.quotient * h + row) * w + horizontal.first + line.remainder * stride_w;
-        const int64 channel = group * group_in + column;
-        epilogue.store(i * channels + channel, channel, value);
+        const int64 channel = group * group_in + column, index = i * channels + channel;
+        const float one[1] = {value};
+        epilogue.store(behind + index, index, channel, one);
     });
 }
 
-// dbias (null: not wanted): the sums of dy's columns, as in gemm_tn. Parts have theirs behind their part of dW.
+// sums (null: not wanted): the sums of dy's columns, as in gemm_tn. Parts have theirs behind their part of dW.
 extern "C" __global__ __launch_bounds__(THREADS, 2) void conv_backward_parameters(
-    const T* dy, const T* x, float* dweight, float* dbias, int64 images, int h, int w, int p, int q,
-    int64 channels, int64 out, int kh, int kw, int groups, int stride_h, int stride_w, int top, int left,
-    int dilation_h, int dilation_w, int64 part, bool accumulate, bool tf32) {
+    const T* dy, const T* x, EPILOGUE_PARAMETERS, float* sums, CONVOLUTION_PARAMETERS, int64 part) {
     __shared__ Tiles<T> tiles;
     const int64 group = blockIdx.z, group_in = channels / groups, group_out = out / groups;
     const int64 pixels = images * p * q, columns = kh * kw * group_in, begin = blockIdx.y * part;
@@ -87,20 +105,22 @@ extern "C" __global__ __launch_bounds__(THREADS, 2) void conv_backward_parameter
     const Patches<T> patches(x + group * group_in, images, {h, p, kh, stride_h, dilation_h, -top},
                              {w, q, kw, stride_w, dilation_w, -left}, channels, group_in);
     const TilePlace place(columns);
-    const bool sums = dbias != nullptr && place.column == 0 && threadIdx.x < TILE;
+    const bool adds = sums != nullptr && place.column == 0 && threadIdx.x < TILE;
     float total = 0.0f;
     Micro sum;
     multiply_tile<false, false, T>(gradients, patches, place.row, place.column, begin, smaller(begin + part, pixels),
                                    tf32, tiles, sum, [&] {
-                                       if (sums) total += row_sum<T>(tiles, threadIdx.x);
+                                       if (adds) total += row_sum<T>(tiles, threadIdx.x);
                                    });
-    const int64 behind = blockIdx.y * (out * columns + (dbias != nullptr ? out : 0));
-    const Epilogue<T> epilogue{nullptr, nullptr, nullptr, dweight + behind, accumulate, NO_ACTIVATION};
+    const int64 behind = blockIdx.y * (out * columns + (sums != nullptr ? out : 0));
+    const Epilogue<T> epilogue{EPILOGUE_ARGUMENTS};
     store_tile(sum, place.row, place.column, group_out, columns, [&](int64 row, int64 column, float value) {
-        epilogue.store((group * group_out + row) * columns + column, 0, value);
+        const int64 index = (group * group_out + row) * columns + column;
+        const float one[1] = {value};
+        epilogue.store(behind + index, index, column, one);
     });
     const int64 row = place.row + threadIdx.x;
-    if (!sums || row >= group_out) return;
-    float* const at = dbias + behind + group * group_out + row;
-    *at = accumulate ? *at + total : total;
+    if (!adds || row >= group_out) return;
+    float* const at = sums + behind + group * group_out + row;
+    *at = beta != 0.0f ? beta * *at + total : total;
 }

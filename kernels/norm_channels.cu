@@ -144,10 +144,11 @@ extern "C" __global__ __launch_bounds__(THREADS) void channel_statistics(
         write_partials<1>(x, partials, positions, channels, group_size, chunk, chunks, across, strips, shared);
 }
 
-// A block a group of a sample. low: what the float32 means leave out.
+// A block a group of a sample. low: what the float32 means leave out. variance, if any, receives what rstd is made of.
 extern "C" __global__ __launch_bounds__(FINISH_THREADS) void finish_statistics(
-    const T* x, const float* partials, float* mean, float* low, float* rstd, float* running_mean, float* running_var,
-    int64 positions, int64 channels, int64 group_size, int64 chunk, int chunks, float eps, float momentum) {
+    const T* x, const float* partials, float* mean, float* low, float* rstd, float* variance, float* running_mean,
+    float* running_var, int64 positions, int64 channels, int64 group_size, int64 chunk, int chunks, float eps,
+    float momentum) {
     __shared__ float scratch[SCRATCH];
     const int64 groups = channels / group_size, sample = blockIdx.x / groups;
     const int64 channel = blockIdx.x % groups * group_size;
@@ -159,6 +160,7 @@ extern "C" __global__ __launch_bounds__(FINISH_THREADS) void finish_statistics(
     }
     BlockTeam<FINISH_THREADS>(scratch).gather(moments);
     if (threadIdx.x != 0) return;
+    if (variance) variance[blockIdx.x] = moments.spread / moments.count;
     const Statistics statistics{mean, low, rstd, running_mean, running_var, eps, momentum};
     float scale;
     statistics.save(blockIdx.x, to_float(x[sample * positions * channels + channel]), moments, scale);
@@ -198,22 +200,28 @@ extern "C" __global__ __launch_bounds__(THREADS) void channel_norm(
                        0.0f, across, strips);
 }
 
-// Batch norm with the running statistics, which also become the saved mean and rstd.
-extern "C" __global__ __launch_bounds__(THREADS) void channel_norm_running(
-    const T* x, const T* gamma, const T* beta, const float* running_mean, const float* running_var, T* y, float* mean,
-    float* rstd, int64 positions, int64 channels, float eps, int64 chunk, int chunks, int width, int across,
-    int strips) {
+// Batch norm with given statistics, whose rstd is saved. Those of a batch move the running ones; the running ones
+// themselves, in inference, have their mean saved too.
+extern "C" __global__ __launch_bounds__(THREADS, 2) void channel_norm_of(
+    const T* x, const T* gamma, const T* beta, const float* mean, const float* variance, T* y, float* saved_mean,
+    float* rstd, float* running_mean, float* running_var, int64 positions, int64 channels, float eps, float momentum,
+    int64 chunk, int chunks, int width, int across, int strips) {
     for (int64 i = static_cast<int64>(blockIdx.x) * THREADS + threadIdx.x; i < channels;
          i += static_cast<int64>(gridDim.x) * THREADS) {
-        mean[i] = running_mean[i];
-        rstd[i] = 1.0f / sqrtf(running_var[i] + eps);
+        rstd[i] = 1.0f / sqrtf(variance[i] + eps);
+        if (saved_mean) saved_mean[i] = mean[i];
+        if (running_mean) {
+            const float count = static_cast<float>(positions);
+            running_mean[i] = (1.0f - momentum) * running_mean[i] + momentum * mean[i];
+            running_var[i] = (1.0f - momentum) * running_var[i] + momentum * (variance[i] * (count / (count - 1.0f)));
+        }
     }
     if (width > 1)
-        write_chunk<VECTOR>(x, gamma, beta, running_mean, nullptr, nullptr, running_var, y, positions, channels, 1,
-                            chunk, chunks, eps, across, strips);
+        write_chunk<VECTOR>(x, gamma, beta, mean, nullptr, nullptr, variance, y, positions, channels, 1, chunk, chunks,
+                            eps, across, strips);
     else
-        write_chunk<1>(x, gamma, beta, running_mean, nullptr, nullptr, running_var, y, positions, channels, 1, chunk,
-                       chunks, eps, across, strips);
+        write_chunk<1>(x, gamma, beta, mean, nullptr, nullptr, variance, y, positions, channels, 1, chunk, chunks, eps,
+                       across, strips);
 }
 
 // The strip holds whole groups, so the block has all that their statistics take; x comes from a cache the second time.

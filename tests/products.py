@@ -5,9 +5,11 @@ import math
 
 import numpy as np
 import pytest
+from emulated import to_device, to_host
 from table import KERNEL_DEVICE
 
 from bp.cuda import choice, kernel
+from bp.cuda.product import WAYS, Matrices
 from bp.ops.device import find_device
 
 
@@ -35,17 +37,40 @@ def in_tf32(x):
     return np.copysign(np.floor(np.abs(scaled) + 0.5), scaled) * 2.0 ** (exponent - 11)
 
 
+def laid_out(array, dtype="float32", gap=0):
+    """Matrices (m, n) or (batch, m, n) on the device, with NaN in `gap` elements behind each row."""
+    array = np.asarray(array) if np.ndim(array) == 3 else np.asarray(array)[None]
+    batch, rows, columns = array.shape
+    stride = columns + gap
+    padded = np.full((batch, rows, stride), np.nan)
+    padded[:, :, :columns] = array
+    return Matrices(to_device(padded.reshape(padded.size), dtype), rows, columns, stride, batch, rows * stride)
+
+
+def read_back(matrices):
+    """What `laid_out` made, (batch, m, n) on the host; nobody has touched what lies behind the rows."""
+    padded = to_host(matrices.array).astype(np.float32).reshape(matrices.batch, matrices.rows, matrices.stride)
+    assert np.isnan(padded[:, :, matrices.columns :]).all()
+    return padded[:, :, : matrices.columns]
+
+
+def turned(way, a, b):
+    """A (.., m, k) and B (.., k, n) as they lie in memory."""
+    transpose_a, transpose_b = WAYS[way]
+    return a.swapaxes(-1, -2) if transpose_a else a, b.swapaxes(-1, -2) if transpose_b else b
+
+
 @pytest.fixture
 def force(monkeypatch):
     """force("linear", "naive") makes that the rung of all products of the family."""
 
     def set_rung(family, rung):
         monkeypatch.setenv(f"BP_{family.upper()}", rung)
-        choice._forced.cache_clear()
+        choice.forget()
 
     yield set_rung
     monkeypatch.undo()
-    choice._forced.cache_clear()
+    choice.forget()
 
 
 @pytest.fixture

@@ -67,6 +67,16 @@ def test_a_slower_row_is_found_and_a_faster_one():
     assert not compare(after, after).regressed and not compare(before, run(*after.rows[3:])).regressed
 
 
+def test_a_refused_row_is_compared_with_nothing():
+    before = run(row("r0", bp=1e-3, numpy=2e-3), row("r1", bp=1e-3, numpy=2e-3))
+    hot = replace(row("r1", bp=9e-3, numpy=2e-3), refused="too hot")
+    for first, second in ((before, run(before.rows[0], hot)), (run(before.rows[0], hot), before)):
+        comparison = compare(first, second)
+        assert [one.row for one in comparison.compared] == ["linear r0 fp32"] and not comparison.regressed
+        assert comparison.notes == ["not compared: 1 row that one of the runs refused"]
+        assert (comparison.only_before, comparison.only_after) == ([], [])
+
+
 def test_all_rows_of_bp_slower_is_not_drift():
     before = run(*(row(f"r{i}", bp=1e-3, numpy=2e-3) for i in range(12)))
     after = run(*(row(f"r{i}", bp=1.4e-3, numpy=2e-3) for i in range(12)))

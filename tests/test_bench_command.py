@@ -114,6 +114,22 @@ def test_a_slower_run_ends_with_1(capsys, monkeypatch, tmp_path, shapes):
     assert "another" in refused(capsys, *command[1:], "--against", str(path))
 
 
+def test_limits_are_taken_from_a_run_of_this_machine(capsys, monkeypatch, tmp_path, shapes):
+    path, again = tmp_path / "first.json", tmp_path / "again.json"
+    command = ["bench", PLANTED, "--device", "cpu", "--quick", "--shapes", str(shapes)]
+    assert main([*command, "--json", str(path)]) == 0
+    document = json.loads(path.read_text())
+    document["limits"]["peak"] = {"fp32": 7e11}
+    path.write_text(json.dumps(document))
+    monkeypatch.setattr(Run, "measure_limits", None)
+    assert main([*command, "--limits", str(path), "--json", str(again)]) == 0
+    assert json.loads(again.read_text())["limits"] == document["limits"]
+    assert "fp32 700 GFLOP/s" in capsys.readouterr().out
+    document["about"]["machine"]["CPU"] = "another"
+    path.write_text(json.dumps(document))
+    assert "another" in refused(capsys, *command[1:], "--limits", str(path))
+
+
 def test_the_emulator_checks_and_shows_no_times(capsys, tmp_path):
     path = tmp_path / "r.json"
     assert main(["bench", "norm", "--device", "emulator", "--dtype", "fp32", "--json", str(path)]) == 0
@@ -139,6 +155,7 @@ def test_the_emulator_checks_and_shows_no_times(capsys, tmp_path):
         ([PLANTED, "--seconds", "nan"], "--seconds expected more than 0, got nan"),
         (["--quick", "roofline", "digits"], "'roofline' comes first"),
         ([PLANTED, "--against", "nowhere.json"], "nowhere.json"),
+        ([PLANTED, "--limits", "nowhere.json"], "nowhere.json"),
         ([PLANTED, "--wrong"], "unrecognized arguments: --wrong"),
     ],
 )

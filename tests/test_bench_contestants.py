@@ -9,9 +9,10 @@ from bp.bench.contestants import known_peers, parse_use, players
 from bp.bench.results import Row
 from bp.bench.run import Plan, Run
 from bp.cpu import native
+from bp.cuda.choice import RUNGS
 from bp.errors import ConfigurationError
 
-RUNGS = str(Path(__file__).parent / "bench_rungs.py")
+OF_RUNGS = str(Path(__file__).parent / "bench_rungs.py")
 
 
 class Everybody(Benchmark):
@@ -59,6 +60,8 @@ def names(kind, device, uses=(), peers=None, compile=True):
     return [player.name for player in players(kind, device, uses, peers, compile)]
 
 
+# Every rung but the library, which is a peer already, and what rounds further than the precision of a row.
+LADDER = [f"bp linear={rung.name}" for rung in RUNGS["linear"] if rung.name not in ("cublas", "fp8")]
 ON_GPU = ["cupy", "liger", "torch", "torch-compile", "torch-cublaslt", "torch-nchw", "triton"]
 
 
@@ -70,8 +73,8 @@ ON_GPU = ["cupy", "liger", "torch", "torch-compile", "torch-cublaslt", "torch-nc
         (Everybody, "emulator", ["bp", "bp graph"]),
         (Uncompiled, "cpu", ["bp", "bp cpu=numpy", "numpy", "numpy-threads", "torch", "torch-nchw"]),
         (OnLadder, "cpu", ["bp", "bp cpu=numpy", "numpy", "numpy-threads", "torch", "torch-compile", "torch-nchw"]),
-        (OnLadder, "cuda", ["bp", "bp linear=naive", "bp linear=tiled", "bp graph", *ON_GPU]),
-        (OnLadder, "emulator", ["bp", "bp linear=naive", "bp linear=tiled", "bp graph"]),
+        (OnLadder, "cuda", ["bp", *LADDER, "bp graph", *ON_GPU]),
+        (OnLadder, "emulator", ["bp", *LADDER, "bp graph"]),
         (Alone, "cpu", ["bp", "bp cpu=numpy"]),
         (Alone, "cuda", ["bp"]),
         (WithoutOurs, "cuda", ["torch", "torch-compile"]),
@@ -88,8 +91,7 @@ def test_nothing_is_compiled_where_nobody_asks():
 def test_peers_are_chosen_and_bp_always_takes_part():
     assert names(OnLadder, "cuda", peers=["cupy", "torch-compile"]) == [
         "bp",
-        "bp linear=naive",
-        "bp linear=tiled",
+        *LADDER,
         "bp graph",
         "cupy",
         "torch-compile",
@@ -118,7 +120,10 @@ USES = ["linear=naive", "linear=naive,conv=direct", "conv=tiled"]
 
 def test_on_a_ladder_only_its_own_rungs_take_part():
     ours = [name for name in names(OnLadder, "cuda", USES, peers=[]) if "=" in name]
-    assert ours == ["bp linear=naive", "bp linear=naive,conv=direct", "bp linear=tiled"]
+    asked = ["bp linear=naive", "bp linear=naive,conv=direct"]
+    assert ours == [*asked, *(name for name in LADDER if name not in asked)]
+    ours = [name for name in names(OnLadder, "cuda", ["linear=cublas"], peers=[]) if "=" in name]
+    assert ours == ["bp linear=cublas", *LADDER]
 
 
 def test_the_rungs_of_the_cpu():
@@ -130,7 +135,7 @@ def test_the_rungs_of_the_cpu():
 @pytest.mark.parametrize(
     ("use", "device", "reason"),
     [
-        ("linear=fast", "cuda", r"linear=naive\|tiled; conv=direct\|tiled\), got 'linear=fast'"),
+        ("linear=fast", "cuda", r"linear=cublas\|.*naive.*; conv=.*direct.*\), got 'linear=fast'"),
         ("norm=naive", "emulator", "got 'norm=naive'"),
         ("linear", "cuda", "got 'linear'"),
         ("", "cuda", "got ''"),
@@ -147,19 +152,21 @@ def test_a_rung_that_there_is_not_is_refused(use, device, reason):
 
 def facts(name: str, device: str, uses: list[str]) -> dict[str, dict[str, float]]:
     """By contestant, what the first row of a benchmark in bench_rungs.py tells of its kernels."""
-    plan = Plan([RUNGS], device, uses=uses, sizes={name: [{"n": 5}]}, repeats=1, seconds=1.0)
+    plan = Plan([OF_RUNGS], device, uses=uses, sizes={name: [{"n": 5}]}, repeats=1, seconds=1.0)
     (row,) = Run(plan).results("").rows
     assert isinstance(row, Row)
-    assert {entry.status for entry in row.entries} <= {"checked", "timed"}
-    return {entry.contestant: entry.facts for entry in row.entries}
+    assert {entry.status for entry in row.entries} <= {"checked", "timed", "left out"}
+    for entry in row.entries:
+        if entry.status == "left out":
+            assert f"BP_LINEAR={entry.contestant.rpartition('=')[2]} computes" in entry.reason
+    return {entry.contestant: entry.facts for entry in row.entries if entry.status != "left out"}
 
 
-def test_the_rungs_of_a_ladder_run():
-    assert facts("Product", "emulator", []) == {
-        "bp": {"gemm_nt": 1.0},
-        "bp linear=naive": {"gemm_naive": 1.0},
-        "bp linear=tiled": {"gemm_nt": 1.0},
-    }
+def test_the_rungs_of_a_ladder_run_and_those_that_cannot_are_left_out():
+    found = facts("Product", "emulator", [])
+    assert found["bp linear=naive"] == {"gemm_naive": 1.0}
+    assert found["bp linear=tiled"] == {"gemm_nt": 1.0}
+    assert "bp linear=wgmma" not in found  # of float32
 
 
 def test_a_rung_that_was_asked_for_runs_in_whatever_it_matters_to():

@@ -87,6 +87,19 @@ def test_the_clock_counts_the_runs(opened, cold, monkeypatch):
     assert len(calls) in (5, 6, 7)
 
 
+def test_a_graph_launches_its_works_and_only_a_gpu_has_one(opened):
+    calls = []
+    if opened.device != "cuda":
+        with pytest.raises(ConfigurationError, match=f"device '{opened.device}' has no graphs of launches"):
+            opened.graph([lambda: calls.append(1)])
+        return
+    x = opened.place(Draw(0, "fp32").zeros(4))
+    replay = opened.graph([lambda: opened.own.fill(x, 1.0), lambda: opened.own.fill(x[:2], 2.0)])
+    np.testing.assert_array_equal(opened.host(x, None), np.zeros(4))  # what is captured has not run
+    replay()
+    np.testing.assert_array_equal(opened.host(x, None), [2, 2, 1, 1])
+
+
 def test_threads_are_awake_before_the_clock_starts(monkeypatch):
     monkeypatch.setattr(library, "WARM_UP", 0.01)
     begun, calls = time.perf_counter(), []

@@ -147,6 +147,15 @@ def test_every_row_and_every_contestant_is_in_the_table(run: Results):
             assert entry.times is None or units.seconds(entry.times.median) in text
 
 
+def test_a_refused_row_is_found_and_says_why():
+    first, *rows = GPU.rows
+    hot = replace(first, ratio=None, percent=None, refused="the GPU was <hot>", throttled={"thermal slowdown": 0.25})
+    read = Read(page([replace(GPU, rows=[hot, *rows])]))
+    assert read.faults == []
+    assert sum("refused" in state.split() for state in read.values("data-state")) == 1
+    assert "refused: the GPU was <hot>" in read.text and "thermal slowdown 25% of the time" in read.text
+
+
 def test_columns_of_numbers_sort_by_numbers():
     read = Read(part(page([GPU]), "rows"))
     keys = [float(key) for key in read.values("data-key")]

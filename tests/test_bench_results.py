@@ -15,6 +15,7 @@ from bp.bench.results import (
     SCHEMA,
     About,
     Entry,
+    Group,
     Limits,
     Results,
     Row,
@@ -47,12 +48,16 @@ def make_results() -> Results:
         best_peer="torch",
         target=80.0,
         axis="rows",
+        group="of a network",
         clocks={"cpu before": 2400.0},
+        throttled={"power cap": 0.5},
+        refused="too hot",
     )
     empty = Row("norm", "batch norm", {}, "fp64", 0.0, 0.0, [])
     about = About("cpu", {"CPU": "a", "cores": "2"}, {"bp": "1.0"}, "abc+", "2026-01-01", "bp bench", {"seed": "0"})
     limits = Limits([(1e3, 2e10), (1e9, 1e10)], {"fp32": 1e11}, 1e-6)
-    return Results(about, limits, [full, empty], {"cupy": "needs a GPU"}, 12.5)
+    group = Group("norm", "layer norm", "of a network", "fp32", "bp", "torch", 1, 2.0, 2.0, 2.0, "7x1", 50.0)
+    return Results(about, limits, [full, empty], {"cupy": "needs a GPU"}, 12.5, [group])
 
 
 def document() -> dict[str, Any]:
@@ -177,10 +182,10 @@ def test_an_empty_run_is_read_again(tmp_path):
 
 def test_keys_with_a_default_may_be_missing():
     shorter = document()
-    for key in ("missing", "seconds"):
+    for key in ("missing", "seconds", "groups"):
         del shorter[key]
     del shorter["rows"][0]["entries"][0]["reason"]
-    assert from_document(shorter) == dataclasses.replace(make_results(), missing={}, seconds=0.0)
+    assert from_document(shorter) == dataclasses.replace(make_results(), missing={}, seconds=0.0, groups=[])
 
 
 def test_an_integer_is_a_number_too():
@@ -269,7 +274,7 @@ def test_the_schema_refuses_the_same_structure(validator, damage, message):
 def test_the_schema_says_of_each_field_what_it_is():
     schema = json.loads(json.dumps(json_schema()))
     assert schema["$ref"] == "#/$defs/Results"
-    classes = (Results, About, Limits, Row, Entry, Times)
+    classes = (Results, About, Limits, Row, Entry, Times, Group)
     assert set(schema["$defs"]) == {cls.__name__ for cls in classes}
     for cls in classes:
         assert list(schema["$defs"][cls.__name__]["properties"]) == [field.name for field in dataclasses.fields(cls)]
@@ -285,6 +290,7 @@ def test_csv_has_a_line_for_each_contestant(tmp_path):
     assert [line["contestant"] for line in lines] == ["bp", "bp norm=naive", "torch", "liger"]
     assert lines[0]["median_s"] == "2e-06" and lines[0]["facts"] == "launches=1.0" and lines[0]["error"] == "0.25"
     assert lines[1]["median_s"] == "" and lines[1]["reason"] == "its result is wrong"
+    assert all((line["throttled"], line["refused"]) == ("power cap=0.5", "too hot") for line in lines)
     assert all(line["machine"] == "CPU=a; cores=2" and line["shape"] == "7x1x1e-05xTrue tight" for line in lines)
 
 

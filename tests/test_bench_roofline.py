@@ -25,7 +25,8 @@ from bp.cli import roofline as command
 from bp.cli.session import make_session
 from bp.cli.warmup import planning_for
 from bp.config import resolve
-from bp.cuda import catalogue, gpu
+from bp.cuda import catalogue, choice, gpu
+from bp.cuda.choice import Choice
 from bp.cuda.emulator.device import device as emulator
 from bp.cuda.plan import device as plan
 from bp.ops import scope
@@ -34,6 +35,7 @@ from bp.ops.operation import watch_operations
 GB, GFLOP = 1e9, 1e9
 LIMITS = Limits(copy=[(1e6, 100 * GB), (1e9, 10 * GB)], peak={"fp32": 1000 * GFLOP}, launch_seconds=1e-6)
 SMALL = ["--model.hidden", "[16]", "--data.batch_size", "64"]
+ALONE = ["--trainer.fuse", "false"]
 
 
 @pytest.fixture(autouse=True)
@@ -286,7 +288,7 @@ def test_watching_ends_with_its_block_and_after_an_error(monkeypatch):
 
 
 def test_a_step_on_the_cpu_is_its_operations_by_layer_and_pass(monkeypatch):
-    found = of_recipe(monkeypatch, "--device", "cpu", "--model.dropout", "0")
+    found = of_recipe(monkeypatch, "--device", "cpu", "--model.dropout", "0", *ALONE)
     assert [(line.layer, line.phase, line.kernel) for line in found.lines] == [
         ("Linear '0'", "forward", "linear.linear"),
         ("ReLU '1'", "forward", "activation.relu"),
@@ -316,11 +318,25 @@ def test_a_step_on_the_cpu_is_its_operations_by_layer_and_pass(monkeypatch):
     assert not bp.ops.scope.watched
 
 
+def test_layers_that_run_as_one_stand_under_the_first_of_them(monkeypatch):
+    found = of_recipe(monkeypatch, "--device", "cpu")
+    of_layers = [(line.layer, line.phase, line.kernel) for line in found.lines if "Linear" in line.layer]
+    assert of_layers == [
+        ("Linear '0'", "forward", "linear.linear_activation"),
+        ("Linear '3'", "forward", "linear.linear"),
+        ("Linear '3'", "backward", "linear.linear_backward_parameters"),
+        ("Linear '3'", "backward", "linear.linear_backward_input_activation"),
+        ("Linear '0'", "backward", "linear.linear_backward_parameters"),
+    ]
+    assert not any("ReLU" in line.layer or "Dropout" in line.layer for line in found.lines)
+    assert all(line.flops is not None and line.limit_seconds for line in found.lines[:-1])
+
+
 def test_what_a_recipe_sets_is_in_the_step(monkeypatch):
     settings = ["--trainer.accumulate_grad_batches", "2", "--trainer.ema_decay", "0.9", "--trainer.max_grad_norm", "1"]
     found = of_recipe(monkeypatch, "--device", "cpu", "--data.batch_size", "32", *settings)
     lines = {(line.layer, line.kernel): line for line in found.lines}
-    assert found.samples == 64 and lines["Linear '0'", "linear.linear"].runs == 2
+    assert found.samples == 64 and lines["Linear '0'", "linear.linear_activation"].runs == 2
     assert lines["AdamW", "optimizer.clip_by_global_norm"].phase == "step"
     assert lines["ExponentialMovingAverage", "optimizer.moving_average"].phase == "step"
     assert lines["AdamW", "optimizer.adam"].runs == 1
@@ -432,9 +448,9 @@ def test_the_list_for_the_emulator_is_what_it_launches(monkeypatch, precision):
 
 def test_products_have_the_peak_of_the_training_and_all_else_that_of_fp32():
     def precisions(precision):
-        with planning_for(80):
+        with planning_for(80), choice.only("linear", Choice("tiled")):
             session = make_session(
-                resolve("digits", [*SMALL, "--trainer.precision", precision], device=plan), device=plan
+                resolve("digits", [*SMALL, "--trainer.precision", precision, *ALONE], device=plan), device=plan
             )
             step = watched_step.on_plan(session.trainer, HeldBatches(session.train))
         return {piece.name.partition("[")[0]: piece.precision for piece in step.pieces}

@@ -40,16 +40,3 @@ def test_the_memory_of_this_machine_is_known():
 
 def test_a_benchmark_of_the_host_has_no_rows_elsewhere():
     assert Run(Plan(["data"], "emulator", quick=True)).results("").rows == []
-
-
-@pytest.mark.parametrize(("visible", "asked"), [(None, "0"), ("", "0"), ("3", "3"), ("GPU-8f,1", "GPU-8f")])
-def test_the_gpu_that_is_asked_is_the_one_that_runs(monkeypatch, visible, asked):
-    calls = []
-    monkeypatch.setattr(machine, "_output", lambda *command: calls.append(command) or "1980 MHz, [N/A], 90.5 W, 41")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    clocks = machine.clocks("cuda")
-    assert calls[0][-1] == f"--id={asked}"
-    assert (clocks["gpu"], clocks["gpu watts"], clocks["gpu celsius"]) == (1980.0, 90.5, 41.0)
-    assert "gpu memory" not in clocks

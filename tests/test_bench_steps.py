@@ -14,8 +14,8 @@ from bp.bench.results import Limits
 from bp.bench.run import Plan, Run
 from bp.bench.worker import Case, Worker
 from bp.errors import ConfigurationError
-from bp.layers import Linear
 from bp.models import MODELS
+from bp.ops import linear
 from bp.ops.device import find_device
 
 KINDS = {kind.__name__: (family, kind) for family in ("steps", "scaling") for kind in load(family)}
@@ -128,16 +128,17 @@ def nothing(*_: object) -> None:
     """Instead of a method."""
 
 
-def half_of_the_weight(layer: Linear, dy: np.ndarray, ctx: bp.Context) -> None:
-    (x,) = ctx.take(layer)
-    gradient = dy.T @ x
-    gradient[:, : gradient.shape[1] // 2] = 0
-    layer.weight.grad, layer.bias.grad = gradient, dy.sum(axis=0)
+linear_backward_parameters = linear.linear_backward_parameters
+
+
+def half_of_the_weight(dy: np.ndarray, x: np.ndarray, dweight: np.ndarray, dbias: np.ndarray, accumulate: bool) -> None:
+    linear_backward_parameters(dy, x, dweight, dbias, accumulate)
+    dweight[:, : dweight.shape[1] // 2] = 0
 
 
 FAULTS = {
     "no optimizer step": (bp.AdamW, "step", nothing),
-    "half of a gradient": (Linear, "backward_parameters", half_of_the_weight),
+    "half of a gradient": (linear, "linear_backward_parameters", half_of_the_weight),
     "another learning rate": (steps, "LR", 2 * steps.LR),
     "another decay": (steps, "DECAY", 100.0),
 }

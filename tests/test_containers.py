@@ -102,7 +102,7 @@ def test_names_follow_the_tree():
         "2.1.layer.bias",
     ]
     assert model[1].body[0].label == "Linear '1.body.0'"
-    with pytest.raises(bp.errors.ShapeError, match=r"Linear '1\.body\.0': linear expected x with 4 elements"):
+    with pytest.raises(bp.errors.ShapeError, match=r"Linear '1\.body\.0': linear_activation expected x with 4"):
         model[1](np.zeros((2, 3), np.float32))
 
 

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from emulated import DTYPES, Offset, Wide, compare, sparse, to_device, to_host
+from emulated import DTYPES, Exact, Offset, Wide, compare, sparse, to_device, to_host
 from table import assert_close, emulating
+from test_dropout import control_block
 
 import bp
 import bp.cuda.activation
@@ -13,6 +14,8 @@ import bp.ops.activation as ops
 from bp.checking import tolerance
 from bp.cuda.emulator import engine
 from bp.ops.array import known_dtype
+from bp.ops.dropout import Mask, dropout
+from bp.ops.linear import linear_activation_backward
 
 # name: (operation, backward, settings, whether backward takes y)
 ELEMENTWISE = {
@@ -164,6 +167,57 @@ def test_more_elements_than_32_bits_count(monkeypatch):
     for begin, end in ends:
         given = to_host(x[begin:end]).astype(np.float32)
         np.testing.assert_array_equal(to_host(y[begin:end]), np.where(given > 0, given, given / 2))
+
+
+# With a dropout behind ------------------------------------------------------------------------------------------------
+
+MASKED = ("relu", "gelu", "gelu_tanh", "silu")
+
+
+def masked_backward(activation, first_element, rate):
+    """(dy, kept, control) -> dz, of one use of dropout."""
+
+    def backward(dy, kept, control):
+        return linear_activation_backward(dy, kept, activation, Mask(control, 5, first_element, rate))
+
+    return backward
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", MASKED)
+def test_gradient_in_front_of_an_activation_and_its_dropout(activation, dtype):
+    control = Exact(control_block(seed=2**40 + 3, step=9))
+    for size, offset, first in ((0, 0, 0), (1, 0, 7), (7, 3, 8), (8, 1, 0), (4099, 0, 0), (261, 1, 2**35 - 3)):
+        dy, kept = normal(size), 3 * normal(size + 1)[1:]
+        with emulating(detector=size < 1000, seed=0):
+            for arguments in ((Offset(dy, offset), kept), (dy, Offset(kept, offset))):
+                compare(masked_backward(activation, first, 0.3), *arguments, control, dtype=dtype)
+
+
+@pytest.mark.parametrize("activation", MASKED)
+def test_dropped_elements_have_no_gradient(activation):
+    """Not even an infinite one: (dy m) f'(z) is zero where m is."""
+    dy = np.full(70, np.inf, np.float32)
+    control = control_block(seed=1, step=2)
+    y = dropout(np.ones_like(dy), control, 5, 0, 0.5)
+    kept = y if activation == "relu" else np.ones_like(dy)
+    dz = to_host(masked_backward(activation, 0, 0.5)(to_device(dy), to_device(kept), to_device(control)))
+    np.testing.assert_array_equal(dz, np.where(y > 0, np.inf, 0))
+
+
+def test_an_activation_of_more_elements_than_32_bits_count_and_its_dropout(monkeypatch):
+    n = (1 << 31) + 19
+    dy, z, dz = (sparse((n,), "bfloat16") for _ in range(3))
+    begin, end, first = 1 << 31, n, 2**33
+    dy[begin:end], z[begin:end] = np.ones(end - begin), np.full(end - begin, 30)  # where the slope is 1
+    monkeypatch.setattr(bp.cuda.activation, "empty_like", lambda _: dz)
+    launch = engine.launch
+    # Block 0 of a grid of 2^13 blocks of 2^8 threads has the chunks from 2^28 on, and what is left after the last.
+    monkeypatch.setattr(engine, "launch", lambda *args, **settings: launch(*args, first_block=0, block_count=1))
+    control = control_block(seed=1, step=2)
+    masked_backward("silu", first, 0.5)(dy, z, to_device(control))
+    expected = dropout(np.ones(end - begin), control, 5, first + begin, 0.5)
+    np.testing.assert_array_equal(to_host(dz[begin:end]).astype(np.float64), expected)
 
 
 # Softmax --------------------------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def test_integers_are_exact(case, rung, dtype, force):
 
 def test_the_rungs_that_the_table_takes(force):
     for case, kernels in (
-        (((1, 5, 5, 8), 8, (3, 3), ONE, AROUND, ONE, 8), {"direct_forward", "direct_backward_input"}),
+        (((1, 5, 5, 8), 8, (3, 3), ONE, AROUND, ONE, 8), {"depthwise_forward", "depthwise_backward_input"}),
         (((1, 5, 5, 8), 8, (3, 3), ONE, AROUND, ONE, 1), {"conv_forward", "conv_backward_input"}),
     ):
         _, weight_shape, settings = sizes(*case)
@@ -98,7 +98,7 @@ def test_the_rungs_that_the_table_takes(force):
             )
         )
         assert set(names) == kernels
-    assert choice.choose("conv", 10**6, 64, 576, "float32", 80) == "tiled"
+    assert choice.choose(choice.Problem("conv", "forward", 1000, 64, 576, 1, "float32", 16), 80).rung == "tiled"
 
 
 # Cuts of the depth ------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """Matrix products of the CUDA kernels: every tile edge, exactly; cuts, NaN, tf32, the choice of a rung."""
 
+import math
+
 import numpy as np
 import pytest
-from emulated import DTYPES, Offset, Wide, compare, on_device, to_device, to_host
+from emulated import DTYPES, KERNEL_DEVICE, Offset, Wide, compare, on_device, to_device, to_host
 from products import in_tf32, integers, launches, ternary
 from table import assert_close, emulating
 
@@ -10,11 +12,15 @@ import bp.cuda.linear as cuda
 import bp.ops.linear as ops
 from bp.checking import tolerance
 from bp.cuda import choice
+from bp.cuda.choice import Problem
+from bp.cuda.epilogue import ACTIVATIONS, Epilogue
+from bp.cuda.product import WAYS, Matrices
 from bp.errors import ConfigurationError, DtypeError, ShapeError
 from bp.ops.array import known_dtype
+from bp.ops.device import find_device, new_control
+from bp.ops.dropout import Mask, dropout
 
 inf, nan = np.inf, np.nan
-WAYS = {"nt": (False, True), "nn": (False, False), "tn": (True, False)}
 
 # Around the edges of a tile of 64 x 64, of a slice of 16 or 32, of a vector of 4 or 8, and one.
 SIZES = [
@@ -36,9 +42,10 @@ def factors(way, m, n, k, make=integers):
     return np.ascontiguousarray(a.T) if transpose_a else a, np.ascontiguousarray(b.T) if transpose_b else b, a, b
 
 
-def gemm(way, a, b, c, **settings):
+def gemm(way, a, b, c, accumulate=False, **epilogue):
     transpose_a, transpose_b = WAYS[way]
-    cuda.gemm(a, b, c, transpose_a=transpose_a, transpose_b=transpose_b, **settings)
+    epilogue = Epilogue(beta=float(accumulate), **epilogue)
+    cuda.gemm(a, b, c, transpose_a=transpose_a, transpose_b=transpose_b, epilogue=epilogue)
 
 
 # Exact products ---------------------------------------------------------------------------------------------
@@ -105,7 +112,8 @@ def test_one_hot_factors_pick_elements(way):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 3, 256), (3, 2, 301), (66, 5, 700), (2, 70, 1290)])
-def test_a_cut_depth(m, n, k, way, dtype, accumulate):
+def test_a_cut_depth(m, n, k, way, dtype, accumulate, force):
+    force("linear", "tiled")
     a, b, left, right = factors(way, m, n, k, ternary)
     bias, before = integers(n, seed=2), integers(m, n, seed=3)
     c = to_device(before, "float32")
@@ -143,8 +151,8 @@ def test_cuts_depend_on_the_shape_alone_and_leave_nothing_out():
             for longest in (None, 8192):
                 parts, part = choice.cut(blocks, depth, longest)
                 assert parts * part >= depth and (parts - 1) * part < max(depth, 1)
-                assert parts == 1 or part % 32 == 0
-                assert longest is None or part <= longest + 32
+                assert parts == 1 or part % 64 == 0
+                assert longest is None or part <= longest + 64
 
 
 @pytest.mark.parametrize(("rows", "features"), [(70_000, 2), (9_000, 65)])
@@ -169,28 +177,29 @@ def test_a_long_depth_that_is_not_cut_keeps_its_digits(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", cuda.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(("rows", "inside", "out"), [(7, 3, 5), (9, 40, 70), (2, 300, 3)])
 def test_linear_with_an_activation(rows, inside, out, activation, dtype):
     """In each rung, and where add_parts has the epilogue."""
     generator = np.random.default_rng(0)
     x, weight, bias = (generator.standard_normal(s) for s in ((rows, 1, inside), (out, inside), (out,)))
     given = [to_device(array, dtype) for array in (x, weight, bias)]
-    y, before = cuda.linear_activation(*given, activation, keep=True)
+    y, kept = ops.linear_activation(*given, activation, None, None)
     x, weight, bias = (to_host(array).astype(np.float64) for array in given)
     linear = x @ weight.T + bias
     curve = {
-        "none": lambda z: z,
+        "identity": lambda z: z,
         "relu": lambda z: np.maximum(z, 0),
+        "gelu": lambda z: z * (1 + np.vectorize(math.erf)(z / 2**0.5)) / 2,
         "gelu_tanh": lambda z: z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))) / 2,
         "silu": lambda z: z / (1 + np.exp(-z)),
     }[activation]
     relative = tolerance("float32", inside) + (tolerance(dtype) if dtype != "float32" else 0)
-    assert_close(to_host(before), linear, relative, "before the activation")
     assert_close(to_host(y), curve(linear), relative, activation)
-    alone, nothing = cuda.linear_activation(*given, activation)
-    assert nothing is None
-    np.testing.assert_array_equal(to_host(alone), to_host(y))
+    if activation == "identity":
+        assert kept is None
+    else:
+        assert_close(to_host(kept), to_host(y) if activation == "relu" else linear, relative, "kept")
 
 
 @pytest.mark.parametrize("rung", ["naive", "tiled"])
@@ -199,11 +208,95 @@ def test_bias_activation_and_accumulation_together(rung, accumulate, force):
     """C += f(A B + bias): the bias of the column, then f, then what was there."""
     force("linear", rung)
     a, b, bias, before = integers(67, 9), integers(9, 66, seed=1), integers(66, seed=2), integers(67, 66, seed=3)
-    c, linear = to_device(before), to_device(np.zeros((67, 66)), "float32")
-    settings = {"bias": to_device(bias), "activation": "relu", "preactivation": linear}
-    cuda.gemm(to_device(a), to_device(b), c, accumulate=accumulate, **settings)
-    np.testing.assert_array_equal(to_host(linear), a @ b + bias)
+    c = to_device(before)
+    before_relu = to_device(np.zeros((67, 66)), "float32")
+    gemm("nn", to_device(a), to_device(b), c, accumulate, bias=to_device(bias), activation="relu", before=before_relu)
+    np.testing.assert_array_equal(to_host(before_relu), a @ b + bias)
     np.testing.assert_array_equal(to_host(c), np.maximum(a @ b + bias, 0) + accumulate * before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rung", ["naive", "tiled"])
+@pytest.mark.parametrize("k", [9, 300])
+def test_alpha_beta_and_a_residual(k, rung, dtype, force):
+    """C = alpha A B + residual + beta C, also where the depth is cut."""
+    force("linear", rung)
+    a, b, residual, before = ternary(7, k), ternary(k, 10, seed=1), integers(7, 10, seed=2), integers(7, 10, seed=3)
+    c = to_device(before, "float32")
+    epilogue = Epilogue(residual=to_device(residual, dtype), alpha=0.5, beta=-2.0)
+    cuda.gemm(to_device(a, dtype), to_device(b, dtype), c, epilogue=epilogue)
+    np.testing.assert_array_equal(to_host(c), 0.5 * (a @ b) + residual - 2 * before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shift", [0, 3])
+@pytest.mark.parametrize("k", [9, 300])
+def test_the_mask_is_that_of_dropout(k, shift, dtype):
+    """Forward and backward; a first element within a chunk of eight."""
+    device = find_device(KERNEL_DEVICE)
+    mask = Mask(new_control(device, 5, 1), 3, 16 + shift, 0.4)
+    x, weight, bias, kept = ternary(6, k), ternary(11, k, seed=1), integers(11, seed=2), integers(6, k, seed=3)
+    given = [to_device(array, dtype) for array in (x, weight, bias)]
+    y, _ = ops.linear_activation(*given, "relu", mask, None)
+    expected = dropout(to_device(np.maximum(x @ weight.T + bias, 0), dtype), *vars(mask).values())
+    np.testing.assert_array_equal(to_host(y), to_host(expected))
+    dy = ternary(6, 11, seed=4)
+    below = dropout(to_device(np.maximum(kept, 0), dtype), *vars(mask).values())  # y of the layer below
+    dz = ops.linear_backward_input_activation(to_device(dy, dtype), given[1], below, "relu", mask)
+    expected = dropout(to_device(np.where(kept > 0, dy @ weight, 0), dtype), *vars(mask).values())
+    np.testing.assert_array_equal(to_host(dz), to_host(expected))
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_gradient_in_front_of_the_activation_below(activation, dtype):
+    generator = np.random.default_rng(0)
+    dy, weight, kept = (generator.standard_normal(shape) for shape in ((9, 20), (20, 70), (9, 70)))
+    given = [to_device(array, dtype) for array in (dy, weight, kept)]
+    dz = ops.linear_backward_input_activation(*given, activation, None)
+    dy, weight, kept = (to_host(array).astype(np.float64) for array in given)
+    expected = ops.linear_backward_input_activation(dy, weight, kept, activation, None)
+    relative = tolerance("float32", 20) + (tolerance(dtype) if dtype != "float32" else 0)
+    assert_close(to_host(dz), expected, relative)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("rung", ["naive", "tiled"])
+@pytest.mark.parametrize("k", [5, 260])
+def test_a_batch_of_matrices_with_gaps_between_rows_and_between_each_other(k, rung, way, force):
+    force("linear", rung)
+    m, n, batch = 3, 66, 2
+    rows_a, columns_a = (k, m) if WAYS[way][0] else (m, k)
+    rows_b, columns_b = (n, k) if WAYS[way][1] else (k, n)
+
+    def within(rows, columns, seed):
+        whole = ternary(batch, rows + 1, columns + 3, seed=seed)
+        matrices = Matrices(to_device(whole), rows, columns, columns + 3, batch, (rows + 1) * (columns + 3))
+        return whole, matrices, whole[:, :rows, :columns]
+
+    (_, a, left), (_, b, right), (whole, c, _) = (
+        within(*shape) for shape in ((rows_a, columns_a, 0), (rows_b, columns_b, 1), (m, n, 2))
+    )
+    gemm(way, a, b, c)
+    left = left.swapaxes(1, 2) if WAYS[way][0] else left
+    right = right.swapaxes(1, 2) if WAYS[way][1] else right
+    whole[:, :m, :n] = left @ right
+    np.testing.assert_array_equal(to_host(c.array), whole)
+
+
+@pytest.mark.parametrize(
+    ("rung", "dtype"), [("tiled", "float32"), ("simt", "float32"), ("mma", "float16"), ("wgmma", "bfloat16")]
+)
+def test_results_of_a_batch_that_begin_at_no_multiple_of_16_bytes(rung, dtype, force):
+    """Rows of whole vectors, but matrices that are not."""
+    force("linear", rung)
+    a, b = ternary(2, 40, 32), ternary(2, 32, 64, seed=1)
+    whole = to_device(np.zeros(2 * 40 * 64 + 3), dtype)
+    with emulating(detector=True, seed=0):
+        gemm("nn", to_device(a, dtype), to_device(b, dtype), Matrices(whole, 40, 64, 64, 2, 40 * 64 + 3))
+    first, between, second = np.split(to_host(whole).astype(np.float32), [40 * 64, 40 * 64 + 3])
+    np.testing.assert_array_equal([first, second], (a @ b).reshape(2, 40 * 64))
+    np.testing.assert_array_equal(between, np.zeros(3))
 
 
 # What is empty, and what is not finite -----------------------------------------------------------------------
@@ -289,7 +382,7 @@ def test_tf32_is_of_float32_products_only(tf32):
     dy, x = np.full((8, 5), value), np.ones((8, 6), np.float32)
     dweight, dbias = to_device(np.zeros((5, 6)), "float32"), to_device(np.zeros(5), "float32")
     names, _ = launches(lambda: ops.linear_backward_parameters(to_device(dy), to_device(x), dweight, dbias, False))
-    assert names[0] == "gemm_tn" and "sum_columns" in names
+    assert names[0] == "mma_tn" and "sum_columns" in names
     np.testing.assert_array_equal(to_host(dbias), np.full(5, 8 * value))
     np.testing.assert_array_equal(to_host(dweight), np.full((5, 6), 8 * (1 + np.float32(2.0**-10))))
     compare(ops.linear, np.full((2, 3), 1 + 2.0**-10), np.full((4, 3), 1.0), None, dtype="float16")
@@ -302,28 +395,31 @@ def test_the_choice_follows_the_table_and_the_environment(monkeypatch):
     def chosen(k, **environment):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        choice._forced.cache_clear()
-        return choice.choose("linear", 100, 100, k, "float32", 80)
+        choice.forget()
+        return choice.choose(Problem("linear", "nt", 100, 100, k, 1, "float32", 16), 80).rung
 
     assert chosen(1) == "naive" and chosen(100) == "tiled"
     assert chosen(100, BP_LINEAR="naive") == "naive" and chosen(1, BP_LINEAR="tiled") == "tiled"
-    with pytest.raises(ConfigurationError, match="BP_LINEAR expected one of naive, tiled, got 'cublas'"):
-        chosen(1, BP_LINEAR="cublas")
+    with pytest.raises(ConfigurationError, match=r"BP_LINEAR expected one of .*naive.*, got 'other'"):
+        chosen(1, BP_LINEAR="other")
     monkeypatch.undo()
-    choice._forced.cache_clear()
+    choice.forget()
 
 
 def test_a_forced_rung_that_cannot_run_here(force, monkeypatch):
-    later = choice.Rung("later", lambda m, n, k: True, dtypes=("float16",), least=90)
+    def chosen(dtype, capability, alignment=16):
+        return choice.choose(Problem("linear", "nt", 9, 9, 9, 1, dtype, alignment), capability).rung
+
+    later = choice.Rung("later", lambda problem: True, dtypes=("float16",), least=90, alignment=16)
     monkeypatch.setitem(choice.RUNGS, "linear", (later, *choice.RUNGS["linear"]))
-    assert choice.choose("linear", 9, 9, 9, "float16", 90) == "later"
-    assert choice.choose("linear", 9, 9, 9, "float32", 90) == "tiled"
-    assert choice.choose("linear", 9, 9, 9, "float16", 80) == "tiled"
+    choice.forget()
+    assert chosen("float16", 90) == "later"
+    assert chosen("float32", 90) != "later" and chosen("float16", 80) != "later" and chosen("float16", 90, 4) != "later"
     force("linear", "later")
     with pytest.raises(
-        ConfigurationError, match=r"BP_LINEAR=later computes float16 from .* 9\.0 on, got float16 on 8\.0"
+        ConfigurationError, match=r"BP_LINEAR=later computes float16 from .* 9\.0 on .*, got float16, 8\.0"
     ):
-        choice.choose("linear", 9, 9, 9, "float16", 80)
+        chosen("float16", 80)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -362,19 +458,28 @@ def test_wrong_arguments_of_gemm():
         return to_device(np.zeros(shape), dtype)
 
     for arguments, settings, error, message in (
-        ((zeros(2, 3), zeros(4, 5), zeros(2, 5)), {}, ShapeError, "one depth, got a of shape"),
+        ((zeros(2, 3), zeros(4, 5), zeros(2, 5)), {}, ShapeError, "one depth, as many of each, got 1 of shape"),
         ((zeros(2, 3), zeros(3, 5), zeros(5, 2)), {}, ShapeError, r"c of shape \(2, 5\), got \(5, 2\)"),
-        ((zeros(2, 3), zeros(3, 5), zeros(2, 5)), {"bias": zeros(2)}, ShapeError, r"bias of shape \(5,\)"),
-        ((zeros(6), zeros(3, 5), zeros(2, 5)), {}, ShapeError, "expected matrices"),
-        ((zeros(2, 3), zeros(3, 5), zeros(2, 5)), {"activation": "mish"}, ConfigurationError, "got 'mish'"),
+        (
+            (zeros(2, 3), zeros(3, 5), zeros(2, 5)),
+            {"epilogue": Epilogue(bias=zeros(2))},
+            ShapeError,
+            r"bias of shape \(5,\)",
+        ),
+        ((zeros(6), zeros(3, 5), zeros(2, 5)), {}, ShapeError, "expected a matrix or a batch"),
         (
             (zeros(3, 2), zeros(5, 3), zeros(2, 5)),
             {"transpose_a": True, "transpose_b": True},
             ConfigurationError,
             "one",
         ),
-        ((zeros(2, 3), zeros(3, 5), zeros(2, 5, dtype="float16")), {}, DtypeError, "c of dtype float32 or float32"),
-        ((zeros(2, 3), zeros(3, 5, dtype="float16"), zeros(2, 5)), {}, DtypeError, "expected b of float elements"),
+        (
+            (zeros(2, 3), zeros(3, 5), zeros(2, 5, dtype="float16")),
+            {},
+            DtypeError,
+            "c of that or float32, got float32, float32 and float16",
+        ),
+        ((zeros(2, 3), zeros(3, 5, dtype="float16"), zeros(2, 5)), {}, DtypeError, "a and b of one dtype"),
     ):
         with pytest.raises(error, match=message):
             cuda.gemm(*arguments, **settings)

@@ -7,7 +7,7 @@ from planted import needs_nvdisasm, needs_nvrtc, use_kernels_of
 
 from bp.cuda import disassembler, gate, nvrtc
 from bp.cuda.catalogue import dynamic_shared, load, threads, variant_name
-from bp.cuda.kernel import FLOATS, Source, Unit
+from bp.cuda.kernel import FLOATS, Source
 from bp.cuda.resources import LIMITS, Resources, limits, occupancy, parse
 from bp.errors import CompilationError, ConfigurationError
 
@@ -16,7 +16,7 @@ def declare(name, *, axes=None, **kernel):
     """The only unit, for float where T is an axis, of tests/kernels/gate_NAME.cu, whose kernel is called NAME."""
     source = Source(f"gate_{name}", **(axes or {}))
     source.kernel(name, flops="0", bytes="0", **kernel)
-    return Unit(source, tuple(next(source.units()).items()))
+    return next(source.units())
 
 
 def broken(unit, architecture="sm_80"):
@@ -127,7 +127,7 @@ def test_the_second_time_nothing_is_compiled_or_disassembled(planted, monkeypatc
     unit = declare("clean", axes={"T": ("float",)}, streaming=True)
     first = gate.check_unit(unit, "sm_80")
     looked = []
-    monkeypatch.setattr(disassembler, "accesses", looked.append)
+    monkeypatch.setattr(disassembler, "instructions", looked.append)
     assert gate.check_unit(unit, "sm_80") == first
     assert (len(planted), looked) == (1, [])
 
@@ -160,9 +160,9 @@ def test_a_compile_error_is_not_kept(planted, tmp_path):
 def test_without_nvdisasm_the_machine_code_is_not_looked_at(planted, monkeypatch):
     monkeypatch.setattr(disassembler, "find", lambda: None)
     result = gate.check_unit(declare("scalar", streaming=True), "sm_80")
-    assert result.violations == [] and result.measurement.accesses is None
+    assert result.violations == [] and result.measurement.instructions is None
     with pytest.raises(CompilationError, match="pip install nvidia-cuda-nvdisasm"):
-        disassembler.accesses(b"")
+        disassembler.instructions(b"")
 
 
 @needs_nvrtc
@@ -178,7 +178,7 @@ def test_facts_without_machine_code_do_not_stand_in_for_those_with_it(planted, m
 @needs_nvdisasm
 def test_what_nvdisasm_cannot_read():
     with pytest.raises(CompilationError, match="failed"):
-        disassembler.accesses(b"not machine code")
+        disassembler.instructions(b"not machine code")
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_all_and_a_sample(planted):
     assert len(sample) == 2 * 3 + 5 + 6 and set(sample) < set(everything)
     assert {architecture for unit, architecture in sample if unit.source is three} == set(nvrtc.ARCHITECTURES)
     assert {unit for unit, architecture in sample if architecture not in ("sm_80", "sm_90a")} >= {
-        Unit(three, (("T", name),)) for name in FLOATS
+        three.unit({"T": name}) for name in FLOATS
     }
 
 
@@ -241,7 +241,7 @@ def test_the_kernels_of_bp_and_their_declarations_agree():
 def test_threads_and_shared_memory_of_a_declaration(planted):
     source = Source("gate_clean", T=("float16",), THREADS=("128",))
     fixed = source.kernel("clean", flops="0", bytes="0", shared="32 * T * max(THREADS, 64)")
-    unit = Unit(source, tuple(next(source.units()).items()))
+    unit = next(source.units())
     assert dynamic_shared(fixed, unit) == 32 * 2 * 128
     assert variant_name(fixed, unit) == "clean[float16, 128]"
     assert dynamic_shared(source.kernel("clean", flops="0", bytes="0", shared="4 * n"), unit) is None

@@ -3,6 +3,8 @@
 The whole table runs that way too: BP_TEST_DEVICE=cuda python -m pytest -p stand_in_cupy tests/test_cuda_norm.py
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import stand_in_cupy
@@ -147,3 +149,11 @@ def test_cupy_that_finds_no_gpu_is_one_line(device, monkeypatch):
     gpu.device.cache_clear()
     with pytest.raises(bp.errors.ConfigurationError, match="device 'cuda' cannot be used; no driver: install it"):
         gpu.device()
+
+
+def test_what_the_gpu_is_called_and_how_many_multiprocessors_it_has(device, monkeypatch):
+    runtime = SimpleNamespace(getDeviceProperties=lambda number: {"name": [b"another", b"NVIDIA H200"][number]})
+    here = SimpleNamespace(id=1, attributes={"MultiProcessorCount": 132})
+    monkeypatch.setattr(device.cupy.cuda, "runtime", runtime, raising=False)
+    monkeypatch.setattr(device.cupy.cuda, "Device", lambda: here)
+    assert (device.model, device.multiprocessors) == ("NVIDIA H200", 132)

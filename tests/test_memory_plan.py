@@ -84,7 +84,7 @@ def test_a_plan_for_fp16_leaves_the_optimizer_without_loss_scale():
     names = [
         str(launch.variant) for launch in plan_step(mlp(), (4, 20), optimizer=optimizer, precision="fp16").launches
     ]
-    assert "adjust_loss_scale[]" in names and not optimizer.scales_loss and optimizer.loss_scale == 1
+    assert "adjust_loss_scale" in names and not optimizer.scales_loss and optimizer.loss_scale == 1
 
 
 def test_recompute_keeps_less_and_larger_batches_take_more():
@@ -102,7 +102,7 @@ def test_recompute_keeps_less_and_larger_batches_take_more():
 def test_the_table_adds_up_and_names_the_layers():
     plan = bp.memory_plan(cnn(), (16, 8, 8, 2))
     text = str(plan)
-    assert f"{plan.total:,}" in text and "BatchNorm2d '1'" in text and "(16, 8, 8, 2) in float32" in text
+    assert f"{plan.total:,}" in text and "Conv2d '0'" in text and "(16, 8, 8, 2) in float32" in text
     assert sum(count for _, count in plan.by_layer) == plan.activations
 
 
@@ -113,14 +113,14 @@ def test_integers_in_a_network_of_words():
 
 
 def test_launches_come_with_layer_pass_flops_and_bytes():
-    launches = plan_step(bp.Sequential(bp.Linear(20, 30, bias=False), bp.ReLU()), (64, 20), loss=bp.MSELoss()).launches
+    launches = plan_step(bp.Sequential(bp.Linear(20, 30, bias=False), bp.Tanh()), (64, 20), loss=bp.MSELoss()).launches
     products = [launch for launch in launches if launch.variant.kernel.name.startswith("gemm")]
     assert [(launch.layer, launch.phase) for launch in products] == [
         ("Linear '0'", "forward"),
         ("Linear '0'", "backward"),
     ]
     assert [launch.flops for launch in products] == [2 * 64 * 20 * 30] * 2
-    (relu,) = (launch for launch in launches if launch.variant.kernel.name == "relu_forward")
-    assert relu.nbytes == 2 * 64 * 30 * 4
+    (tanh,) = (launch for launch in launches if launch.variant.kernel.name == "tanh_forward")
+    assert tanh.nbytes == 2 * 64 * 30 * 4
     assert {launch.phase for launch in launches if launch.layer == "AdamW"} == {"step"}
     assert all(launch.seconds is None for launch in launches)

@@ -130,7 +130,7 @@ class Restless(bp.Layer):
 
 REASONS = [
     ("value", r"kernel leaky_relu_forward\[b?float\d*\]: another value of argument 'negative_slope' than before"),
-    ("kernel", r"kernel \S+ where \S+ ran before|launches where there were"),
+    ("kernel", r"kernel .+ where .+ ran before|launches where there were"),
     ("host", r"the device is read by the host in the forward of Restless '0' within the step"),
     ("now and then", r"the device is read by the host in the forward of Restless '0' within the step"),
     ("upload", r"the host writes to the device in the forward of Restless"),

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 FALSE_ALARMS = 0.02
 
 # Versions of what only bp stands on.
-OWN_VERSIONS = ("bp", "native kernels")
+OWN_VERSIONS = ("bp", "native kernels", "kernel choice")
 
 # broken: right before, and wrong or failed now; mended: the reverse. not compared: one of the runs has no time of it.
 Verdict = Literal["regressed", "broken", "improved", "mended", "unchanged", "not compared"]
@@ -149,7 +149,8 @@ def compare(before: Results, after: Results) -> Comparison:
     """
     expect_one_machine(before.about, after.about)
     earlier, later = ({row.key: row for row in results.rows} for results in (before, after))
-    pairs = [(earlier[key], row) for key, row in later.items() if key in earlier]
+    both = [(earlier[key], row) for key, row in later.items() if key in earlier]
+    pairs = [(first, second) for first, second in both if not first.refused and not second.refused]
     unfit, limits = _changed_peers(before, after), _limits(before.limits, after.limits)
     usual = noise.usual_variance(times for pair in pairs for _, *both in _timed_twice(*pair) for times in both)
     moves = [_move(pair, unfit, usual) for pair in pairs]
@@ -168,7 +169,10 @@ def compare(before: Results, after: Results) -> Comparison:
             compared.append(one)
     only_before = [key for key in earlier if key not in later]
     only_after = [key for key in later if key not in earlier]
-    return Comparison(compared, only_before, only_after, list(_notes(before, after, unfit, limits)))
+    notes = list(_notes(before, after, unfit, limits))
+    if len(pairs) < len(both):
+        notes.append(f"not compared: {units.counted(len(both) - len(pairs), 'row')} that one of the runs refused")
+    return Comparison(compared, only_before, only_after, notes)
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,10 @@ class Benchmark:
     arrays whose rows (or elements, if they have one axis) may be checked at both ends only, where float64 on the host
     would take too long: rows of the outputs depend on the same rows of these, or of (name, axis) on the same places
     along that axis. compiles: whether torch.compile makes a contestant of `torch`. measures_memory: whether the peak of
-    memory is worth a column. successive: more than 1 where a run goes on from where the one before ended, as training
-    steps do; it returns one array, those of so many runs are compared, and runs are timed one after the other: no cache
-    is emptied between them.
+    memory is worth a column. cache: "cold" or "warm" where a case says of itself what the second-level cache of a GPU
+    holds before a run, whatever was asked for; it may be a field. successive: more than 1 where a run goes on from
+    where the one before ended, as training steps do; it returns one array, those of so many runs are compared, and runs
+    are timed one after the other: no cache is emptied between them.
     """
 
     name: ClassVar[str]
@@ -71,7 +72,17 @@ class Benchmark:
     sampled: ClassVar[Sequence[str | tuple[str, int]]] = ()
     compiles: ClassVar[bool] = True
     measures_memory: ClassVar[bool] = False
+    cache: str = ""
     successive: ClassVar[int] = 1
+
+    @property
+    def group(self) -> str:
+        """The name of the cases that one figure is wanted of, such as those of a network; "" for none."""
+        return ""
+
+    def worth(self, precision: str) -> bool:
+        """Whether this case is worth measuring in one of `precisions` on a GPU, which has all of them."""
+        return True
 
     def draw(self, draw: Draw) -> dict[str, Drawn]:
         """The arrays of a case, by name."""
@@ -123,6 +134,13 @@ def only_on(*devices: str) -> Callable[[Any], Any]:
         return method
 
     return mark
+
+
+def a_part(method: Any) -> Any:
+    """Marks the method of a library as doing a part of the work, such as the product alone: it is timed, for what the
+    rest costs, and its result compared with nothing (a benchmark of that part does so)."""
+    method.is_part = True
+    return method
 
 
 def case_sizes(case: Benchmark) -> dict[str, Size]:

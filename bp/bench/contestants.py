@@ -86,8 +86,10 @@ def _rungs(kind: type[Benchmark], device: str, uses: Sequence[str]) -> list[str]
         return list(dict.fromkeys([*uses, "cpu=numpy"]))
     if not kind.ladder:
         return list(dict.fromkeys(uses))
-    own = [f"{kind.ladder}={rung.name}" for rung in RUNGS[kind.ladder]]
-    return list(dict.fromkeys([*(use for use in uses if set(use.split(",")) & set(own)), *own]))
+    own = {f"{kind.ladder}={rung.name}": rung for rung in RUNGS[kind.ladder]}
+    # A library is a peer already, and what rounds further is no match: these take part where they are asked for.
+    asked = [use for use in uses if set(use.split(",")) & set(own)]
+    return list(dict.fromkeys([*asked, *(use for use, rung in own.items() if not (rung.library or rung.coarse))]))
 
 
 def known_peers(kinds: Iterable[type[Benchmark]]) -> list[str]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from bp.bench.results import About
 
 _GPU = {"GPU": "name", "GPU driver": "driver_version", "GPU memory": "memory.total", "GPU power limit": "power.limit"}
-_CLOCKS = {"gpu": "clocks.sm", "gpu memory": "clocks.mem", "gpu watts": "power.draw", "gpu celsius": "temperature.gpu"}
 
 
 def about(device: str, versions: dict[str, str], settings: dict[str, str], command: str) -> About:
@@ -66,19 +65,12 @@ def revision() -> str:
     )
 
 
-def clocks(device: str) -> dict[str, float]:
-    """MHz of the cores, and what the GPU says of itself; empty where the system does not tell."""
-    found = {}
-    if Path("/proc/cpuinfo").exists():
-        speeds = [float(speed) for speed in re.findall(r"cpu MHz\s*:\s*([\d.]+)", Path("/proc/cpuinfo").read_text())]
-        if speeds:
-            found["cpu"] = sum(speeds) / len(speeds)
-    if device == "cuda":
-        for name, text in _ask_gpu(_CLOCKS).items():
-            number = re.match(r"[\d.]+", text)
-            if number:
-                found[name] = float(number[0])
-    return found
+def clocks() -> dict[str, float]:
+    """MHz of the cores of the processor; empty where the system does not tell. `bp.bench.watch` has those of a GPU."""
+    if not Path("/proc/cpuinfo").exists():
+        return {}
+    speeds = [float(speed) for speed in re.findall(r"cpu MHz\s*:\s*([\d.]+)", Path("/proc/cpuinfo").read_text())]
+    return {"cpu": sum(speeds) / len(speeds)} if speeds else {}
 
 
 def _ask_gpu(questions: dict[str, str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,11 @@ class Failed(BPError):
 
 
 class Crashed(BPError):
-    """The process ended, or was ended because it took too long."""
+    """The process ended."""
+
+
+class Hung(Crashed):
+    """The process was ended because it took too long."""
 
 
 class Process:
@@ -87,7 +92,7 @@ main({library!r}, {device!r})
             stream.flush()
 
     def receive(self, limit: float) -> Any:
-        """The answer to what was sent first; raises Failed, or Crashed after `limit` seconds or where it ended."""
+        """The answer to what was sent first; raises Failed, Hung after `limit` seconds, Crashed where it ended."""
         kind, what = self._answer(limit)
         if kind == "failed":
             raise Failed(what)
@@ -106,7 +111,7 @@ main({library!r}, {device!r})
             kind, what = self._answers.get(timeout=limit)
         except queue.Empty:
             self.close()
-            raise Crashed(f"took longer than {limit:.0f} s") from None
+            raise Hung(f"took longer than {limit:.0f} s") from None
         if kind == "ended":
             code = self._process.wait()
             last = self._last_words()
@@ -151,20 +156,19 @@ class Pool:
         self.missing: dict[str, str] = {}
         self.versions: dict[str, str] = {}
         self._processes: dict[Key, Process] = {}
+        self._starting: set[Key] = set()
         self._started = 0
 
     def get(self, key: Key) -> Process:
         """The process of a library in an environment; raises Missing where the library cannot take part, or does not
         even start."""
+        self._begin(key)
         library, environment = key
         if library in self.missing:
             raise Missing(self.missing[library])
-        process = self._processes.get(key)
-        if process is None:
-            log = self.folder / f"process-{self._started}.txt"
-            self._started += 1
-            # Entered before it is waited for, so that it is ended too where somebody interrupts that.
-            process = self._processes[key] = Process(library, self.device, dict(environment), log)
+        process = self._processes[key]
+        if key in self._starting:
+            self._starting.discard(key)
             try:
                 process.wait_until_ready()
             except (Missing, Crashed) as error:
@@ -175,8 +179,24 @@ class Pool:
             self.versions = process.versions | self.versions
         return process
 
+    def start(self, keys: Iterable[Key]) -> None:
+        """Start all of these at once: a library takes seconds to load, most of them waiting."""
+        for key in keys:
+            self._begin(key)
+
+    def _begin(self, key: Key) -> None:
+        """Start the process, if there is none; `get` waits until it is ready."""
+        library, environment = key
+        if key not in self._processes and library not in self.missing:
+            log = self.folder / f"process-{self._started}.txt"
+            self._started += 1
+            # Entered before it is waited for, so that it is ended too where somebody interrupts that.
+            self._processes[key] = Process(library, self.device, dict(environment), log)
+            self._starting.add(key)
+
     def forget(self, key: Key) -> None:
         """After a crash: the next `get` starts another."""
+        self._starting.discard(key)
         self._processes.pop(key).close()
 
     def __enter__(self) -> "Pool":

@@ -62,8 +62,11 @@ class Row:
     what the machine's measured limits allow it at best, with bound: which of them it is; None and "" where no limit was
     measured. percent: 100 * limit_seconds / the time of "bp". ratio: the time of the fastest peer / the time of "bp",
     so above 1 bp is faster; best_peer: whose. target: of percent, to reach on the GPU that the project aims at. axis:
-    the size along which rows of one benchmark make a curve, else "". clocks: of the machine before and after, in MHz,
-    by name.
+    the size along which rows of one benchmark make a curve, else "". group: the name of the rows that one figure is
+    wanted of, else "". clocks: of the machine before and after, in MHz, by name, and of a GPU the extremes of what was
+    sampled while the row was timed. throttled: by reason, the share of these samples in which the GPU held its clocks
+    back. refused: why the row has no ratio and no percent although it was timed, such as a GPU that was too hot; "" for
+    a row that stands.
     """
 
     family: str
@@ -80,7 +83,10 @@ class Row:
     best_peer: str = ""
     target: float | None = None
     axis: str = ""
+    group: str = ""
     clocks: dict[str, float] = field(default_factory=dict)
+    throttled: dict[str, float] = field(default_factory=dict)
+    refused: str = ""
 
     @property
     def key(self) -> str:
@@ -143,6 +149,31 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Group:
+    """What the rows of a group say of one contestant of bp beside another.
+
+    family, benchmark, group, precision: of the rows; benchmark is "" where it is those of several. contestant: such as
+    "bp" or "bp linear=mma"; beside: another one, "" for the fastest peer of each row. rows: in which both have times.
+    mean, median, least: of the time of the other / that of the contestant, so above 1 the contestant is faster; mean is
+    the geometric one. worst: the sizes of the row with the least. percent: of what the limits of the machine allow, the
+    median; None where no limit was measured.
+    """
+
+    family: str
+    benchmark: str
+    group: str
+    precision: str
+    contestant: str
+    beside: str
+    rows: int
+    mean: float
+    median: float
+    least: float
+    worst: str
+    percent: float | None = None
+
+
+@dataclass(frozen=True)
 class About:
     """What the figures were made on. machine: what has to agree for two runs to be compared, such as the names of CPU
     and GPU and the number of cores. versions: of libraries, drivers and compilers, by name. revision: of bp's sources,
@@ -160,20 +191,21 @@ class About:
 
 @dataclass(frozen=True)
 class Results:
-    """A run. missing: why a peer took no part, by name. seconds: how long the run took."""
+    """A run. missing: why a peer took no part, by name. seconds: how long the run took. groups: of its rows."""
 
     about: About
     limits: Limits
     rows: list[Row]
     missing: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    groups: list[Group] = field(default_factory=list)
     schema: int = SCHEMA
 
 
 COLUMNS = [
     *("family", "benchmark", "shape", "precision", "contestant", "status", "reason", "error"),
     *("median_s", "low_s", "high_s", "runs", "flops", "nbytes", "limit_s", "bound", "facts", "clocks"),
-    *("device", "machine", "versions", "revision", "date"),
+    *("throttled", "refused", "device", "machine", "versions", "revision", "date"),
 ]
 
 
@@ -207,7 +239,7 @@ def write_csv(results: Results, path: Path) -> None:
                 what = [row.family, row.benchmark, row.shape, row.precision, entry.contestant]
                 checked = [entry.status, entry.reason, "" if entry.error is None else entry.error]
                 costs = [row.flops, row.nbytes, limit, row.bound, _words(entry.facts), _words(row.clocks)]
-                writer.writerow([*what, *checked, *measured, *costs, *common])
+                writer.writerow([*what, *checked, *measured, *costs, _words(row.throttled), row.refused, *common])
 
 
 def _words(values: Mapping[str, Any]) -> str:

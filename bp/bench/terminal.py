@@ -2,11 +2,11 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bp.bench import units
-from bp.bench.results import Limits, Results, Row
+from bp.bench.results import Group, Limits, Results, Row
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,8 +59,11 @@ class Printer:
             spread = f"{units.seconds(times.low)} to {units.seconds(times.high)}"
             percent = "" if row.percent is None else units.percent(row.percent)
             line = self._columns([*cells, units.seconds(times.median), spread, rate(row), percent])
-            self._print(line, end="")
-            self._ratios(row, times.median, len(line))
+            self._print(line, end="\n" if row.refused else "")
+            if not row.refused:
+                self._ratios(row, times.median, len(line))
+        if row.refused:
+            self._print(f"    refused: {row.refused}", "red")
         for entry in row.entries:
             if entry.status in ("wrong", "failed"):
                 self._print(f"    {entry.contestant} {entry.status}: {entry.reason}", "red")
@@ -97,6 +100,8 @@ class Printer:
             if percents:
                 said += f", {units.percent(statistics.median(percents))} of the limit at the median"
             self._print(said)
+        for line in _group_lines(results.groups):
+            self._print(line)
         if not results.rows:
             self._print(f"no rows: what was asked for has no cases for device '{results.about.device}'", "yellow")
         for name, reason in results.missing.items():
@@ -128,6 +133,29 @@ def rate(row: Row) -> str:
     if row.flops and (row.bound == "compute" or not row.nbytes):
         return units.compute(row.flops / row.ours.times.median)
     return units.bandwidth(row.nbytes / row.ours.times.median) if row.nbytes else ""
+
+
+def _group_lines(groups: Iterable[Group]) -> Iterator[str]:
+    """A line for each group of rows: bp beside the fastest peer and each other, its rungs beside that peer."""
+    together: dict[tuple[str, str, str, str], list[Group]] = {}
+    for group in groups:
+        together.setdefault((group.group, group.family, group.benchmark, group.precision), []).append(group)
+    for (name, family, benchmark, precision), members in together.items():
+        said: list[str] = []
+        for one in members:
+            if one.contestant == "bp" and not one.beside:
+                least = f", {units.ratio(one.least)} at {one.worst}, {units.ratio(one.median)} at the median"
+                said.insert(0, f"fastest peer {units.ratio(one.mean)}{least if one.rows > 1 else ''}")
+                if one.percent is not None:
+                    said.insert(1, f"{units.percent(one.percent)} of the limit")
+            elif one.contestant == "bp" and one.beside.partition(" ")[0] != "bp":
+                said.append(f"{one.beside} {units.ratio(one.mean)}")
+            elif one.contestant == "bp" and "=" not in one.beside:
+                said.append(f"{one.beside.removeprefix('bp ')} {units.ratio(one.mean)}")
+            elif "=" in one.contestant:
+                said.append(f"{one.contestant.removeprefix('bp ')} reaches {units.ratio(one.mean)}")
+        rows = units.counted(max(one.rows for one in members), "row")
+        yield f"{name}: {benchmark or f'all of {family}'} {precision}, {rows}: {'; '.join(said)}"
 
 
 def _by_family(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:

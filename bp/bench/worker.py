@@ -32,6 +32,10 @@ from bp.errors import BPError
 TURN_SECONDS = 2e-3  # work that takes less is repeated within a turn, on a CPU, for about this long
 STEPS_SECONDS = 0.1  # the same for training steps, which in a training follow one another
 MOST_RUNS = 10_000
+ROTATED = 1 << 28  # bytes of the sets of arrays that launches of a graph take in turn: several second-level caches
+MOST_SETS = 64
+LAUNCHES = 64  # of a graph, at least
+IN_GRAPH = "launches_in_graph"  # the fact of those that are timed by one
 LONGEST_SPIN = 0.1  # OpenBLAS's threads spin for 25 ms before they sleep
 SPIN_CHECK = 5e-4
 
@@ -54,12 +58,17 @@ class Case:
 
 @dataclass
 class Contestant:
-    """Work that was checked, and how many runs of it make a turn."""
+    """Work that was checked, and how many runs of it make a turn. method, variant: what it is made of. replay: what
+    launches a graph of so many runs, where it is timed by one; kept: what holds the memory that the graph works on."""
 
     run: Work
     runs: int = 1
     error: float | None = None
     facts: dict[str, float] = field(default_factory=dict)
+    method: str = ""
+    variant: str = ""
+    replay: Callable[[], object] | None = None
+    kept: Sequence[Work] = ()
 
 
 class Worker:
@@ -68,11 +77,13 @@ class Worker:
     def __init__(self, library: Library) -> None:
         self.library = library
         self.contestants: dict[str, Contestant] = {}
+        self._drawn: dict[Benchmark, dict[str, Drawn]] = {}
         self._stack = ExitStack()
 
     def end(self) -> None:
         """Forget the case."""
         self.contestants.clear()
+        self._drawn.clear()
         self._stack.close()
         self._stack = ExitStack()
         self.library.release()
@@ -82,6 +93,7 @@ class Worker:
         self.end()
         self.case, self.benchmark = case, case.make()
         self._stack.enter_context(self.library.running(case.precision))
+        self._draw(self.benchmark)  # while other processes draw as well
 
     def reference(self, path: str) -> int:
         """Compute the outputs in float64 and leave them in a file; outputs that were not computed are left out.
@@ -123,7 +135,8 @@ class Worker:
         None where its library has nothing for this case.
         """
         library, checked = self.library, self.benchmark.checked()
-        compared, error = bool(reference) and Path(reference).exists(), None
+        is_part = getattr(getattr(self.benchmark, method), "is_part", False)
+        compared, error = bool(reference) and Path(reference).exists() and not is_part, None
         if compared and checked is not self.benchmark:
             arrays = self._place(checked)
             run, _ = self._make(checked, method, variant, arrays)
@@ -147,14 +160,16 @@ class Worker:
         else:
             run()
         library.synchronize()  # what fails on the device fails here, not in who comes next
-        contestant = Contestant(run, error=error, facts=facts())
+        contestant = Contestant(run, error=error, facts=facts(), method=method, variant=variant)
         if self.benchmark.measures_memory:
             peak = library.peak_bytes()
             contestant.facts |= {} if peak is None else {"peak_bytes": peak}
         return contestant
 
     def _draw(self, benchmark: Benchmark) -> dict[str, Drawn]:
-        return benchmark.draw(Draw(self.case.seed, self.case.precision))
+        if benchmark not in self._drawn:
+            self._drawn[benchmark] = benchmark.draw(Draw(self.case.seed, self.case.precision))
+        return self._drawn[benchmark]
 
     def _place(self, benchmark: Benchmark) -> dict[str, Any]:
         """Its arrays, as the library has them."""
@@ -210,17 +225,40 @@ class Worker:
             expected = check.as_outputs(benchmark.expected_of_peer(*actual, **given))
         return check.error(actual, expected, self.case.precision, benchmark.length())
 
-    def calibrate(self, name: str, cold: bool) -> None:
-        """Choose how many runs make a turn."""
+    def calibrate(self, name: str, cold: bool) -> float:
+        """Choose how many runs make a turn; returns about how many seconds one takes."""
+        contestant = self.contestants[name]
+        once = self.library.seconds(contestant.run, 1, cold)
         if self.library.device == "cpu" or not cold:
-            contestant = self.contestants[name]
-            once = self.library.seconds(contestant.run, 1, cold)
             turn = STEPS_SECONDS if self.benchmark.successive > 1 else TURN_SECONDS
             contestant.runs = min(max(1, math.ceil(turn / max(once, 1e-9))), MOST_RUNS)
+        return once
+
+    def as_graph(self, name: str, cold: bool) -> None:
+        """Time a contestant by a graph of many runs from here on: a launch and two events take longer than its work.
+
+        Cold, the runs take several sets of arrays in turn, so many that the second-level cache has forgotten the first
+        when it is its turn again; where even `MOST_SETS` of them fit into it, they are warm in a training too.
+        """
+        contestant = self.contestants[name]
+        nbytes = sum(drawn.nbytes for drawn in self._draw(self.benchmark).values())
+        sets = min(max(math.ceil(ROTATED / max(nbytes, 1)), 2), MOST_SETS) if cold else 1
+        works = [contestant.run]
+        for _ in range(sets - 1):
+            run, _ = self._make(self.benchmark, contestant.method, contestant.variant, self._place(self.benchmark))
+            assert run is not None  # as it was the first time
+            run()  # what is made at a first run cannot be made while a graph is captured
+            works.append(run)
+        rounds = math.ceil(LAUNCHES / sets)
+        contestant.replay, contestant.kept = self.library.graph(works * rounds), works
+        contestant.runs = rounds * sets
+        contestant.facts |= {IN_GRAPH: float(contestant.runs), "rotated_bytes": float(nbytes * sets)}
 
     def turn(self, name: str, cold: bool) -> float:
         """Seconds of one run of a contestant."""
         contestant = self.contestants[name]
+        if contestant.replay is not None:
+            return self.library.seconds(contestant.replay, 1, False) / contestant.runs
         seconds = self.library.seconds(contestant.run, contestant.runs, cold)
         if self.library.device == "cpu":
             _fall_asleep()
@@ -265,14 +303,18 @@ def answer(worker: Worker, command: str, arguments: dict[str, Any]) -> Any:
     if command == "reference":
         return worker.reference(**arguments)
     if command == "prepare":
-        name, cold = arguments.pop("name"), arguments.pop("cold")
+        name, cold, timed = (arguments.pop(word) for word in ("name", "cold", "timed"))
         contestant = worker.prepare(**arguments)
         if contestant is None:
             return None
+        seconds = None
         if contestant.error is None or contestant.error <= 1.0:
             worker.contestants[name] = contestant
-            worker.calibrate(name, cold)
-        return {"error": contestant.error, "facts": contestant.facts}
+            seconds = worker.calibrate(name, cold) if timed else None
+        return {"error": contestant.error, "facts": contestant.facts, "seconds": seconds}
+    if command == "as_graph":
+        worker.as_graph(**arguments)
+        return worker.contestants[arguments["name"]].facts
     return worker.turn(**arguments)
 
 

@@ -17,7 +17,8 @@ COMMANDS = {
     "check": ("bp.cli.check", "compare a model's backward passes with central differences"),
     "bench": ("bp.cli.bench", "measure kernels and training steps beside their peers and the machine's limits"),
     "recipes": ("bp.cli.recipes", "list the built-in recipes"),
-    "kernels": ("bp.cli.kernels", "list the CUDA kernels, or compile them for any GPU, with or without one"),
+    "kernels": ("bp.cli.kernels", "list the CUDA kernels, compile them for any GPU, explain which computes a product"),
+    "tune": ("bp.cli.tune", "measure which CUDA kernels are the fastest for a recipe, and keep what is"),
     "warmup": ("bp.cli.warmup", "compile the CUDA kernels that a recipe needs"),
     "doctor": ("bp.cli.doctor", "say what this machine has, and what to install"),
 }

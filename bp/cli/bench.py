@@ -5,7 +5,7 @@ import shlex
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from bp.bench import machine
@@ -53,15 +53,17 @@ def main(argv: Sequence[str]) -> None:
         _list()
         return
     before = None if arguments.against is None else read_json(arguments.against)
+    limited = None if arguments.limits is None else read_json(arguments.limits)
     for path in (arguments.json, arguments.csv, arguments.html):
         if path is not None:
             require_file(path)
     from rich.console import Console
 
     printer = Printer(Console())
-    run = Run(_plan(arguments), printer.row, printer.limits)
-    if before is not None:
-        expect_one_machine(before.about, machine.about(run.device, {}, {}, ""))
+    plan = _plan(arguments)
+    run = Run(plan if limited is None else replace(plan, limits=limited.limits), printer.row, printer.limits)
+    for results in filter(None, (before, limited)):
+        expect_one_machine(results.about, machine.about(run.device, {}, {}, ""))
     results = run.results(shlex.join(["bp", "bench", *argv]))
     printer.end(results)
     _write(results, arguments.json, arguments.csv, arguments.html)
@@ -106,6 +108,7 @@ def _parser() -> Parser:
     )
     add("--shapes", type=Path, metavar="FILE", help="YAML: the sizes of some benchmarks, and only these run")
     add("--quick", action="store_true", help="few small cases, a few turns, nothing compiled: under a minute")
+    add("--limits", type=Path, metavar="FILE", help="take those of results of this machine (default: measure)")
     add("--cache", choices=["cold", "warm"], help="default: cold on a GPU, warm on a CPU, which cannot be emptied")
     add("--seconds", type=float, metavar="S", help="begin no further row after so many seconds")
     add("--seed", type=int, help="of the random data; default: another in every run")

@@ -13,23 +13,32 @@ from bp.errors import CompilationError, ConfigurationError
 
 HELP = """usage: bp kernels list [--family NAME]
        bp kernels compile [--family NAME] [--arch LIST] [--sample]
+       bp kernels explain linear M N K DTYPE [--way WAY] [--arch LIST] [--alignment BYTES]
+       bp kernels explain conv N H W C OUT KERNEL DTYPE [--stride S] [--padding P] ...
 
 list     every CUDA kernel: its file, variants, least compute capability, FLOPs and bytes of a launch
 compile  compile them with NVRTC, which takes no GPU, print what each takes, and say which break a rule:
          no stack, no spills, no warning, shared memory within the limit, 128-bit accesses in streaming kernels
+explain  which kernel computes each product of a layer, why that one, and what it takes at best
 
-`bp kernels compile --help` says more."""
+`bp kernels compile --help` and `bp kernels explain --help` say more."""
 
 
 def main(argv: Sequence[str]) -> None:
     """Run `bp kernels` with these arguments."""
-    actions = {"list": _list, "compile": _compile}
+    actions = {"list": _list, "compile": _compile, "explain": _explain}
     if not argv or argv[0] in ("-h", "--help"):
         print(HELP)
     elif argv[0] in actions:
         actions[argv[0]](argv[1:])
     else:
-        raise ConfigurationError(f"expected bp kernels list or bp kernels compile, got '{argv[0]}'")
+        raise ConfigurationError(f"expected bp kernels list, compile or explain, got '{argv[0]}'")
+
+
+def _explain(argv: Sequence[str]) -> None:
+    from bp.cli.explain import main as explain
+
+    explain(argv)
 
 
 def _sources(family: str | None) -> list[Source]:
@@ -54,7 +63,8 @@ def _list(argv: Sequence[str]) -> None:
     sources = _sources(parser.parse_args(argv).family)
     rows = [("kernel", "file", "from", "FLOPs", "bytes", "variants")]
     for source in sources:
-        variants = "; ".join(f"{axis} = {', '.join(values)}" for axis, values in source.axes.items())
+        choices = source.axes | ({"variant": tuple(source.variants)} if any(source.variants) else {})
+        variants = "; ".join(f"{axis} = {', '.join(values)}" for axis, values in choices.items())
         for kernel in source.kernels.values():
             rows.append((kernel.name, source.path.name, f"sm_{source.least}", kernel.flops, kernel.bytes, variants))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -112,7 +122,7 @@ def _compile(argv: Sequence[str]) -> None:
 
 def _print_results(sources: Sequence[Source], results: Iterable[Result]) -> list[Result]:
     """Print the results as they come, a line for each kernel and variant of a file, and return them."""
-    units = [Unit(source, tuple(defines.items())) for source in sources for defines in source.units()]
+    units = [unit for source in sources for unit in source.units()]
     names = [variant_name(kernel, unit) for unit in units for kernel in unit.source.kernels.values()]
     widths = [max(map(len, names), default=0), *map(len, COLUMNS[1:])]
     _print_row(COLUMNS, widths)

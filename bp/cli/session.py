@@ -80,6 +80,7 @@ def make_session(
         config.make("schedule"),
         precision=settings.precision,
         cuda_graph=settings.cuda_graph,
+        fuse=settings.fuse,
         device=config.device if device is None else device,
         seed=settings.seed,
         accumulate_grad_batches=settings.accumulate_grad_batches,

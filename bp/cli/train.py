@@ -16,6 +16,7 @@ from bp.cli.session import Session, make_session
 from bp.config import Config, resolve
 from bp.diagnostics import summary
 from bp.errors import BPError
+from bp.resuming import kernel_choice
 from bp.trainer import Trainer
 
 USAGE = "bp train [RECIPE | FILE.yaml | RUN_FOLDER] [--section.key value ...] [--print-config]"
@@ -82,6 +83,7 @@ def summarize(session: Session, seconds: float, samples: int) -> dict[str, Any]:
         "model": session.config.model.name,
         "device": trainer.device.name,
         "precision": trainer.precision,
+        **({} if (kernels := kernel_choice(trainer)) is None else {"kernels": kernels}),
         "parameters": session.parameters,
         "steps": trainer.state.step,
         "epochs": trainer.state.epoch + trainer.state.batch / len(session.train),
@@ -169,7 +171,7 @@ def _give_up(made: list[Path]) -> None:
 def _device_note(trainer: Trainer) -> str:
     capability = getattr(trainer.device, "capability", None)  # the CPU has none
     if capability is not None:
-        return f"compute capability {capability // 10}.{capability % 10}"
+        return f"compute capability {capability // 10}.{capability % 10}; kernels by {kernel_choice(trainer)}"
     from bp.cpu.native import kernels
 
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

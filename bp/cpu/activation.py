@@ -234,11 +234,33 @@ def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.add(a, b, out=_like(a))
 
 
-_OF_BIASED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "relu": relu,
-    "gelu_tanh": functools.partial(gelu, approximate="tanh"),
+# By the names of bp.ops.activation.FUSED_ACTIVATIONS: f of those that keep its argument, and each backward (dy, kept).
+_KEEPING: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "gelu": lambda z: gelu(z, "none"),
+    "gelu_tanh": lambda z: gelu(z, "tanh"),
     "silu": silu,
 }
+_BACKWARDS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "relu": relu_backward,
+    "gelu": lambda dy, z: gelu_backward(dy, z, "none"),
+    "gelu_tanh": lambda dy, z: gelu_backward(dy, z, "tanh"),
+    "silu": silu_backward,
+}
+
+
+def activate(z: np.ndarray, activation: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """(f(z), what backward needs: None for "identity", f(z) for "relu", else z); z is used up where it is not kept."""
+    if activation == "identity":
+        return z, None
+    if activation == "relu":
+        y = np.maximum(z, 0, out=z)
+        return y, y
+    return _KEEPING[activation](z), z
+
+
+def activate_backward(dy: np.ndarray, kept: np.ndarray | None, activation: str) -> np.ndarray:
+    """dy f'(z); for "identity" dy itself."""
+    return dy if kept is None else _BACKWARDS[activation](dy, kept)
 
 
 def bias_activation(x: np.ndarray, bias: np.ndarray, activation: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -248,7 +270,7 @@ def bias_activation(x: np.ndarray, bias: np.ndarray, activation: str) -> tuple[n
         kernel(x, bias, activation, y)
     else:
         z = _with_bias(x, bias)
-        y = z if activation == "identity" else _OF_BIASED[activation](z)
+        y, _ = activate(z, activation)
     if activation == "identity":
         return y, None
     return y, y if activation == "relu" else x
@@ -262,14 +284,9 @@ def bias_activation_backward(
     activation: str,
     accumulate: bool,
 ) -> np.ndarray:
-    if activation == "identity" or kept is None:
-        dx = dy
-    elif activation == "relu":
-        dx = relu_backward(dy, kept)
-    elif activation == "silu":
-        dx = silu_backward(dy, _with_bias(kept, bias))
-    else:
-        dx = gelu_backward(dy, _with_bias(kept, bias), "tanh")
+    if kept is not None and activation != "relu":  # the sum, which is not stored
+        kept = _with_bias(kept, bias)
+    dx = activate_backward(dy, kept, activation)
     if dbias is not None:
         sum_rows(dx.reshape(math.prod(dx.shape[:-1]), dx.shape[-1]), dbias, accumulate)
     return dx

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from bp.cpu import native
+from bp.cpu.activation import activate, activate_backward
+from bp.cpu.norm import channel_statistics
 from bp.cpu.reduce import sum_rows
 from bp.cpu.runtime import empty
 from bp.ops.conv import Padding, Pair, convolved_size, transposed_output_size
@@ -43,6 +45,32 @@ def conv2d(
     return y
 
 
+def conv2d_activation(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    activation: str,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    return activate(conv2d(x, weight, bias, stride, padding, dilation, groups), activation)
+
+
+def conv2d_statistics(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    y = conv2d(x, weight, bias, stride, padding, dilation, groups)
+    return y, *channel_statistics(y)
+
+
 def conv2d_backward_input(
     dy: np.ndarray,
     weight: np.ndarray,
@@ -53,6 +81,21 @@ def conv2d_backward_input(
     groups: int,
 ) -> np.ndarray:
     return _scatter(dy, weight, None, input_size, stride, padding, dilation, groups)
+
+
+def conv2d_backward_input_activation(
+    dy: np.ndarray,
+    weight: np.ndarray,
+    kept: np.ndarray | None,
+    activation: str,
+    input_size: Pair,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> np.ndarray:
+    dx = conv2d_backward_input(dy, weight, input_size, stride, padding, dilation, groups)
+    return activate_backward(dx, kept, activation)
 
 
 def conv2d_backward_parameters(

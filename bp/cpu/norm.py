@@ -180,17 +180,63 @@ def batch_norm(
     momentum: float,
     eps: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    batch = _batch(x)
-    _, count, channels = batch.shape
     if training:
-        mean, variance = (statistic.reshape(channels) for statistic in _group_statistics(batch, channels))
-        if running_mean is not None and running_var is not None:
-            running_mean[...] = (1 - momentum) * running_mean + momentum * mean
-            running_var[...] = (1 - momentum) * running_var + momentum * count / (count - 1) * variance
+        mean, variance = channel_statistics(x)
+        _follow(running_mean, running_var, mean, variance, math.prod(x.shape[:-1]), momentum)
     else:
         mean, variance = np.array(running_mean, np.float64), np.array(running_var, np.float64)
+    y, rstd = _normalise_channels(x, mean, variance, gamma, beta, eps)
+    return y, mean, rstd
+
+
+@_quiet
+def batch_norm_of(
+    x: np.ndarray,
+    mean: np.ndarray,
+    variance: np.ndarray,
+    gamma: np.ndarray | None,
+    beta: np.ndarray | None,
+    running_mean: np.ndarray | None,
+    running_var: np.ndarray | None,
+    momentum: float,
+    eps: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    _follow(running_mean, running_var, mean, variance, math.prod(x.shape[:-1]), momentum)
+    return _normalise_channels(x, mean, variance, gamma, beta, eps)
+
+
+@_quiet
+def channel_statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, biased variance) of each channel of (N, ..., C), in float64."""
+    mean, variance = _group_statistics(_batch(x), x.shape[-1])
+    return mean.reshape(-1), variance.reshape(-1)
+
+
+def _follow(
+    running_mean: np.ndarray | None,
+    running_var: np.ndarray | None,
+    mean: np.ndarray,
+    variance: np.ndarray,
+    count: int,
+    momentum: float,
+) -> None:
+    """The running statistics move towards those of a batch of `count` values per channel."""
+    if running_mean is not None and running_var is not None:
+        running_mean[...] = (1 - momentum) * running_mean + momentum * mean
+        running_var[...] = (1 - momentum) * running_var + momentum * count / (count - 1) * variance
+
+
+def _normalise_channels(
+    x: np.ndarray,
+    mean: np.ndarray,
+    variance: np.ndarray,
+    gamma: np.ndarray | None,
+    beta: np.ndarray | None,
+    eps: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(y, rstd)."""
     rstd = 1 / np.sqrt(variance + eps)
-    return _normalise_groups(batch, mean[None], rstd[None], gamma, beta).reshape(x.shape), mean, rstd
+    return _normalise_groups(_batch(x), mean[None], rstd[None], gamma, beta).reshape(x.shape), rstd
 
 
 @_quiet

@@ -1,13 +1,15 @@
-"""Activations on the CUDA device: one streaming kernel each way; softmax by rows; bias and activation together."""
+"""Activations on the CUDA device: one streaming kernel each way, with a dropout behind, by rows, and with a bias."""
 
 import math
 from typing import Any
 
 from bp.cuda.device import device_of, empty, empty_like
+from bp.cuda.dropout import chunks, dropout_backward
 from bp.cuda.kernel import FLOATS, THREADS, Kernel, Source, blocks
 from bp.cuda.reduce import sum_rows
 from bp.ops.activation import BIAS_ACTIVATIONS
 from bp.ops.array import Array
+from bp.ops.dropout import Mask, dropped_levels
 
 _source = Source("activation", T=FLOATS)
 
@@ -135,6 +137,44 @@ def vector_blocks(x: Array) -> int:
     return blocks(-(-x.nbytes // 32))
 
 
+# An activation with a dropout behind it -----------------------------------------------------------------------------
+
+_masked_source = Source("activation_masked", T=FLOATS)
+
+
+def _masked(activation: str) -> Kernel:
+    return _masked_source.kernel(f"{activation}_masked_backward", flops="n", bytes="3 * n * T", streaming=True)
+
+
+_plain_backwards = {
+    "relu": _relu_backward,
+    "gelu": _gelu_backward,
+    "gelu_tanh": _gelu_tanh_backward,
+    "silu": _silu_backward,
+}
+_masked_backwards = {activation: _masked(activation) for activation in _plain_backwards}
+
+
+def activation_backward(dy: Array, kept: Array | None, activation: str, mask: Mask | None) -> Array:
+    """dz = (dy m) f'(z) in one launch, as `bp.ops.linear.linear_activation_backward` states it."""
+    if activation == "identity":
+        if mask is None:
+            return dy
+        return dropout_backward(dy, mask.control, mask.call_site, mask.first_element, mask.rate)
+    if mask is None:
+        return _map(_plain_backwards[activation], dy, kept)
+    if activation == "relu":
+        return _map(_masked_backwards[activation], dy, kept, mask.scale)
+    dz = empty_like(dy)
+    if dy.size:
+        _masked_backwards[activation](
+            blocks(chunks(mask.first_element, dy.size)),
+            *(dy, kept, mask.control, dz, dy.size, mask.first_element),
+            *(mask.call_site & 0xFFFFFFFF, dropped_levels(mask.rate), mask.scale),
+        )
+    return dz
+
+
 # Softmax: a row in registers where it fits, else read twice -----------------------------------------------------------
 
 _softmax_source = Source("activation_softmax", T=FLOATS)
@@ -143,13 +183,13 @@ _SHORT_THREADS = 128
 
 
 def _rows_forward(length: str, reads: int) -> Kernel:
-    cost = {"flops": "5 * rows * columns", "bytes": f"{reads + 1} * rows * columns * T"}
-    return _softmax_source.kernel(f"softmax_{length}_forward", **cost, streaming=True)
+    moved = f"{reads + 1} * rows * columns * T"
+    return _softmax_source.kernel(f"softmax_{length}_forward", flops="5 * rows * columns", bytes=moved, streaming=True)
 
 
 def _rows_backward(length: str, reads: int) -> Kernel:
-    cost = {"flops": "4 * rows * columns", "bytes": f"{reads + 1} * rows * columns * T"}
-    return _softmax_source.kernel(f"softmax_{length}_backward", **cost, streaming=True)
+    moved = f"{reads + 1} * rows * columns * T"
+    return _softmax_source.kernel(f"softmax_{length}_backward", flops="4 * rows * columns", bytes=moved, streaming=True)
 
 
 _short, _medium, _long = _rows_forward("short", 1), _rows_forward("medium", 1), _rows_forward("long", 2)

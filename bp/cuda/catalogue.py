@@ -29,8 +29,7 @@ def belongs(source: str, family: str) -> bool:
 
 def variant_name(kernel: Kernel, unit: Unit) -> str:
     """As "relu_forward[float16]"."""
-    values = ", ".join(value for _, value in unit.defines)
-    return f"{kernel.name}[{values}]" if values else kernel.name
+    return unit.named(kernel.name)
 
 
 def threads(kernel: Kernel, unit: Unit) -> int:

@@ -1,83 +1,384 @@
 """Which kernel computes a product: a table of rungs by family, from the fastest down, and how a product is cut.
 
-A rung is a way to compute every case of its family; a faster one that comes later is one more line here and one more
-file in `kernels/`. What is chosen depends on shapes, dtype and architecture alone, so two runs choose the same, and so
-do two GPUs of one architecture.
+A rung is a way to compute the cases of its family; a faster one that comes later is one more line here and one more
+file in `kernels/`. What is chosen depends on shapes, dtype, alignment and architecture alone, so two runs choose the
+same, and so do two GPUs of one architecture. In this order it is
 
-BP_LINEAR and BP_CONV in the environment (a name of their table) force a rung, to compare one with another.
+* what the environment forces: BP_LINEAR and BP_CONV name a rung, as "mma", or one of its tiles, as "mma:128x128", to
+  compare one with another;
+* what `bp tune` has measured to be faster for products like this one (`bp.cuda.tuning`);
+* the first rung of the table whose rule holds.
+
+`bp kernels explain` prints what is chosen for a product, and why.
 """
 
 import functools
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
 
+from bp.cuda import mma_tiles, simt_tiles, wgmma_tiles
 from bp.errors import ConfigurationError
 
-Fits = Callable[[int, int, int], bool]
+
+@dataclass(frozen=True)
+class Problem:
+    """`batch` products C (m, n) = A B of depth k, as a choice sees them; of a convolution, those of one group.
+
+    family: "linear" or "conv". way: "nt", "nn", "tn"; of a convolution "forward", "backward_input",
+    "backward_parameters". dtype: of the factors, "tf32" for float32 ones that are rounded to it. alignment: 16, 4 or
+    the bytes of an element, what every row of the factors begins at a multiple of; of a convolution, the channels of
+    every pixel. groups: of a convolution; depthwise: whether each of its output channels sees one input channel;
+    im2col: whether the copy engine of sm_90 can bring its patches.
+    """
+
+    family: str
+    way: str
+    m: int
+    n: int
+    k: int
+    batch: int
+    dtype: str
+    alignment: int
+    groups: int = 1
+    depthwise: bool = False
+    im2col: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A rung, and which of the variants of its kernel: the name of a tile."""
+
+    rung: str
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.rung}:{self.variant}" if self.variant else self.rung
+
+
+# As precisions are called.
+SHORT = {"float32": "fp32", "tf32": "tf32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+def _rule_tile(rung: "Rung", problem: Problem) -> tuple[str, ...]:
+    return (rung.variant(problem),)
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One way to compute C (m, n) = A (m, k) B (k, n).
+    """One way to compute a product.
 
-    fits: for which m, n, k it is the best of what this table offers. dtypes: of A and B. least: the compute capability
-    that it needs, as 80 for 8.0.
+    fits: for which problems it is the best of what this table offers; because: that rule in words, "" where it holds
+    for whatever the rung can compute. variant: its tile for a problem; tiles: all that can compute it (None: that one).
+    dtypes: of the factors. least: the compute capability that it needs, as 80 for 8.0; least_of: by dtype, where that
+    needs more; only: the one that it exists on.
+    alignment: that it needs. verified: False as long as its instructions have run on models of them alone, those of the
+    emulator: then no rule takes it, only who forces it, or a table that was measured on a GPU. library: whether it is
+    one of the vendor's, which the device "cuda" alone has: no rule takes it either. coarse: whether it rounds factors
+    further than their dtype does: only who forces it gets it. depthwise: whether it is for
+    convolutions of that kind alone. im2col: whether the copy engine brings it the patches of a convolution.
     """
 
     name: str
-    fits: Fits
-    dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
+    fits: Callable[[Problem], bool]
+    variant: Callable[[Problem], str] = lambda problem: ""
+    dtypes: tuple[str, ...] = ("float32", "tf32", "float16", "bfloat16")
     least: int = 75
+    least_of: Mapping[str, int] = field(default_factory=dict)
+    only: int | None = None
+    alignment: int = 1
+    because: str = ""
+    tiles: Callable[[Problem], tuple[str, ...]] | None = None
+    verified: bool = True
+    library: bool = False
+    coarse: bool = False
+    depthwise: bool = False
+    im2col: bool = False
+
+    def computes(self, problem: Problem, capability: int) -> bool:
+        """Whether it can compute a problem at all on GPUs of that compute capability."""
+        return not self.refusal(problem, capability)
+
+    def refusal(self, problem: Problem, capability: int) -> str:
+        """Why it cannot compute a problem on GPUs of that compute capability; "" where it can."""
+        if problem.dtype not in self.dtypes:
+            *others, last = (SHORT[dtype] for dtype in self.dtypes)
+            return f"{', '.join(others)}{' and ' * bool(others)}{last} only"
+        if self.only is not None and capability != self.only:
+            return f"exists for compute capability {self.only / 10} alone"
+        least = max(self.least, self.least_of.get(problem.dtype, 0))
+        if self.only is None and capability < least:
+            return f"needs compute capability {least / 10}"
+        if self.depthwise and not problem.depthwise:
+            return "computes convolutions of one input channel for each output alone"
+        if problem.alignment < self.alignment:
+            rows = "rows" if problem.family == "linear" else "the channels of pixels and groups"
+            return f"needs {rows} at multiples of {self.alignment} bytes, here of {problem.alignment}"
+        if self.im2col and not problem.im2col:
+            return (
+                "needs patches that im2col maps describe: groups of whole 64 channels, strides up to 8, windows that "
+                "begin within 128 pixels of an image and have taps at most 255 apart"
+            )
+        return ""
+
+    def variants(self, problem: Problem) -> tuple[str, ...]:
+        """The tiles that can compute a problem which this rung computes."""
+        return _rule_tile(self, problem) if self.tiles is None else self.tiles(problem)
 
 
-def _always(m: int, n: int, k: int) -> bool:
+def _always(problem: Problem) -> bool:
     return True
+
+
+def _never(problem: Problem) -> bool:
+    return False
+
+
+def _wgmma_tile(problem: Problem) -> str:
+    p = problem
+    return wgmma_tiles.tile(p.m, p.n, p.k, p.batch * p.groups, p.way in ("tn", "backward_parameters"))
+
+
+def _mma_tile(problem: Problem) -> str:
+    p = problem
+    return mma_tiles.tile(p.m, p.n, p.k, p.batch * p.groups, p.dtype, p.alignment)
+
+
+def _simt_aligned(problem: Problem) -> bool:
+    """Whether the rows are whole vectors of 16 bytes; of a convolution, its channels are where they are aligned."""
+    whole = problem.family == "conv" or simt_tiles.whole_vectors(problem.way, problem.m, problem.n, problem.k)
+    return problem.alignment == 16 and whole
+
+
+def _simt_tile(problem: Problem) -> str:
+    return simt_tiles.best(problem.m, problem.n, _simt_aligned(problem))
+
+
+def _simt_fits(problem: Problem) -> bool:
+    """Where its tiles gain by their size, and are as many, the depth being cut, as an H100 has multiprocessors."""
+    tile = _simt_tile(problem)
+    blocks = simt_tiles.blocks(problem.m, problem.n, tile) * problem.batch * problem.groups
+    parts, _ = cut(blocks, problem.k, simt_tiles.LONGEST)
+    return simt_tiles.gains(problem.m, problem.n, tile) and 2 * blocks * parts >= _ENOUGH_BLOCKS
+
+
+_MMA = Rung(
+    "mma",
+    _always,
+    _mma_tile,
+    dtypes=("tf32", "float16", "bfloat16"),
+    least_of={"tf32": 80, "bfloat16": 80},
+    alignment=4,
+    because="tensor cores take such factors",
+    tiles=lambda problem: mma_tiles.possible(problem.alignment),
+)
+_SIMT = Rung(
+    "simt",
+    _simt_fits,
+    _simt_tile,
+    dtypes=("float32",),
+    because="C fills its tiles, and with a depth cut in parts they are 132 or more",
+    tiles=lambda problem: simt_tiles.possible(_simt_aligned(problem)),
+)
 
 
 RUNGS: dict[str, tuple[Rung, ...]] = {
     "linear": (
+        Rung("cublas", _never, library=True),
         # An outer product, or nearly: each element of C is a few operations, and a tile saves none of the reads.
-        Rung("naive", lambda m, n, k: k <= 4),
+        Rung("naive", lambda problem: problem.k <= 4, because="the depth is 4 at most"),
+        Rung(
+            "wgmma",
+            _always,
+            _wgmma_tile,
+            dtypes=("float16", "bfloat16"),
+            only=90,
+            alignment=16,
+            tiles=lambda problem: tuple(wgmma_tiles.TILES),
+            verified=False,
+        ),
+        Rung("fp8", _never, lambda problem: "128x128", dtypes=("float16", "bfloat16"), only=90, coarse=True),
+        _MMA,
+        _SIMT,
         Rung("tiled", _always),
     ),
     "conv": (
-        # Depthwise, or few channels a group (m, n and k are of one group): most of a tile of 64 columns would be empty.
-        Rung("direct", lambda m, n, k: min(m, n) <= 4),
+        Rung("depthwise", _always, because="each output sees one input channel", depthwise=True),
+        Rung(
+            "wgmma",
+            _always,
+            _wgmma_tile,
+            dtypes=("float16", "bfloat16"),
+            only=90,
+            alignment=16,
+            tiles=lambda problem: tuple(wgmma_tiles.TILES),
+            verified=False,
+            im2col=True,
+        ),
+        # Few channels a group: most of a tile of 64 columns would be empty.
+        Rung(
+            "direct",
+            lambda problem: min(problem.m, problem.n) <= 4,
+            because="a group's product has 4 rows or columns at most",
+        ),
+        _MMA,
+        _SIMT,
         Rung("tiled", _always),
     ),
 }
 
 
-def choose(family: str, m: int, n: int, k: int, dtype: Any, capability: int) -> str:
-    """The name of the rung of `family` ("linear", "conv") for a product of this shape on this architecture.
+# The choice -------------------------------------------------------------------------------------------------
 
-    Raises ConfigurationError where the environment forces a rung that there is not, or that lacks the dtype or runs on
-    later architectures only.
+
+@dataclass(frozen=True)
+class Decision:
+    """What is chosen for a problem. by: who chose: the environment ("forced"), a tuned table, or a rule; passed: the
+    other rungs in the order of the table, each with the reason why it is not the one."""
+
+    choice: Choice
+    by: Literal["forced", "tuned", "rule"]
+    passed: tuple[tuple[str, str], ...]
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(problem: Problem, capability: int) -> Choice:
+    """The rung of a problem on GPUs of a compute capability, and its tile.
+
+    Raises ConfigurationError where the environment forces a rung that there is not, or that cannot compute this.
     """
-    forced = _forced(family)
-    for rung in RUNGS[family]:
-        possible = str(dtype) in rung.dtypes and capability >= rung.least
-        if forced == rung.name and not possible:
-            raise ConfigurationError(
-                f"BP_{family.upper()}={forced} computes {', '.join(rung.dtypes)} from compute capability "
-                f"{rung.least / 10} on, got {dtype} on {capability / 10}"
-            )
-        if forced == rung.name or (forced is None and possible and rung.fits(m, n, k)):
-            return rung.name
-    raise AssertionError(f"the last rung of {family} fits everything")
+    return _forced(problem, capability) or _tuned(problem, capability) or by_rule(problem, capability)
 
 
-@functools.cache
-def _forced(family: str) -> str | None:
-    """What the environment says, read once."""
-    variable = f"BP_{family.upper()}"
-    name = os.environ.get(variable)
-    known = [rung.name for rung in RUNGS[family]]
-    if name and name not in known:
-        raise ConfigurationError(f"{variable} expected one of {', '.join(known)}, got '{name}'")
-    return name or None
+def decide(problem: Problem, capability: int) -> Decision:
+    """What `choose` gives, with the reasons for it; raises what `choose` does."""
+    choice = choose(problem, capability)
+    by: Literal["forced", "tuned", "rule"] = "rule"
+    if _forced(problem, capability) is not None:
+        by = "forced"
+    elif _tuned(problem, capability) is not None:
+        by = "tuned"
+    chosen, passed = False, []
+    for rung in RUNGS[problem.family]:
+        if rung.name == choice.rung:
+            chosen = True
+            continue
+        passed.append((rung.name, rung.refusal(problem, capability) or _why_not(rung, problem, by, choice, chosen)))
+    return Decision(choice, by, tuple(passed))
+
+
+def _why_not(rung: Rung, problem: Problem, by: str, choice: Choice, below: bool) -> str:
+    """Why a rung that can compute a problem is not chosen. below: whether it follows the chosen one in the table."""
+    if by == "forced":
+        return f"BP_{problem.family.upper()} forces {choice}"
+    if by == "tuned":
+        return f"the tuned table has {choice}"
+    asked = f"taken where BP_{problem.family.upper()}={rung.name} or a tuned table says so"
+    if rung.library:
+        return f"a library: {asked}"
+    if rung.coarse:
+        return f"rounds the factors further: taken where BP_{problem.family.upper()}={rung.name} says so"
+    if not rung.verified:
+        return f"not verified on a GPU yet: {asked}"
+    if below:
+        return f"comes after {choice.rung} in the table"
+    return f"only where {rung.because}"
+
+
+def by_rule(problem: Problem, capability: int) -> Choice:
+    """The choice of the built-in table alone."""
+    for rung in RUNGS[problem.family]:
+        if rung.verified and rung.computes(problem, capability) and rung.fits(problem):
+            return Choice(rung.name, rung.variant(problem))
+    raise AssertionError(f"the last rung of {problem.family} fits everything")
+
+
+def candidates(problem: Problem, capability: int) -> list[Choice]:
+    """Every rung that computes a problem to the precision of its dtype, with each of its tiles that can."""
+    rungs = [rung for rung in RUNGS[problem.family] if not rung.coarse and rung.computes(problem, capability)]
+    return [Choice(rung.name, tile) for rung in rungs for tile in rung.variants(problem)]
+
+
+def find(family: str, name: str) -> Rung:
+    """A rung by name."""
+    return next(rung for rung in RUNGS[family] if rung.name == name)
+
+
+def in_use(capability: int) -> str:
+    """In words, by what choices are made on GPUs of a compute capability: the same where all are the same."""
+    from bp.cuda import tuning
+
+    table = tuning.in_use(capability)
+    said = [f"{family}={asked}" for family in RUNGS if (asked := _asked(family))]
+    return ", ".join([*said, "built-in rules" if table is None else f"tuned table {table.hash}"])
+
+
+def forget() -> None:
+    """Read the environment and the tables anew at the next choice."""
+    from bp.cuda import tuning
+
+    choose.cache_clear()
+    tuning.forget()
+
+
+@contextmanager
+def only(family: str, choice: Choice) -> Iterator[None]:
+    """Within this block every product of a family is computed like this, in all threads."""
+    outer = _forcing.get(family)
+    _forcing[family] = str(choice)
+    choose.cache_clear()
+    try:
+        yield
+    finally:
+        _forcing.pop(family)
+        if outer is not None:
+            _forcing[family] = outer
+        choose.cache_clear()
+
+
+_forcing: dict[str, str] = {}  # by family, while `only` is on
+
+
+def _asked(family: str) -> str:
+    """The rung, and perhaps the tile, that a family is to take, as "mma:128x128"; "" where nobody asks for one."""
+    return _forcing.get(family) or os.environ.get(f"BP_{family.upper()}", "")
+
+
+def _forced(problem: Problem, capability: int) -> Choice | None:
+    """What somebody asks for, checked."""
+    asked, variable = _asked(problem.family), f"BP_{problem.family.upper()}"
+    if not asked:
+        return None
+    name, _, tile = asked.partition(":")
+    known = [rung.name for rung in RUNGS[problem.family]]
+    if name not in known:
+        raise ConfigurationError(f"{variable} expected one of {', '.join(known)}, got '{asked}'")
+    rung = find(problem.family, name)
+    if not rung.computes(problem, capability):
+        least = rung.only or max(rung.least, rung.least_of.get(problem.dtype, 0))
+        where = f"compute capability {least / 10}{'' if rung.only else ' on'}"
+        raise ConfigurationError(
+            f"{variable}={asked} computes {', '.join(rung.dtypes)} from {where} and with rows at multiples of "
+            f"{rung.alignment} bytes, got {problem.dtype}, {capability / 10} and {problem.alignment} "
+            f"({rung.refusal(problem, capability)})"
+        )
+    if not tile:
+        return Choice(name, rung.variant(problem))
+    if tile not in rung.variants(problem):
+        tiles = ", ".join(filter(None, rung.variants(problem))) or "none"
+        raise ConfigurationError(f"{variable}={asked} expected a tile of {name} for this product ({tiles})")
+    return Choice(name, tile)
+
+
+def _tuned(problem: Problem, capability: int) -> Choice | None:
+    """What the tuned table has for products like this one, if this one can be computed so."""
+    from bp.cuda import tuning
+
+    table = tuning.in_use(capability)
+    choice = None if table is None else table.find(problem)
+    return choice if choice in candidates(problem, capability) else None
 
 
 # Cuts of the depth ------------------------------------------------------------------------------------------
@@ -86,18 +387,19 @@ def _forced(family: str) -> str | None:
 # with the GPU.
 _ENOUGH_BLOCKS = 264
 _SHORTEST = 128  # of a part: below, writing and reading its sums costs more than the part
-_STEP = 32  # parts are multiples of it; it is one of the depth of every tile
+STEP = 64  # parts are multiples of it; it is one of the depth of every tile of 16-bit factors and wider ones
 
 
-def cut(blocks: int, depth: int, longest: int | None = None) -> tuple[int, int]:
+def cut(blocks: int, depth: int, longest: int | None = None, step: int = STEP) -> tuple[int, int]:
     """(parts, depth of each but the last) of a sum that runs in so many blocks where it is not cut.
 
-    longest: the depth of a part at most, where the kernel adds all of one in a single run.
+    longest: the depth of a part at most, where the kernel adds all of one in a single run. step: what parts are
+    multiples of.
     """
     parts = min(-(-_ENOUGH_BLOCKS // max(blocks, 1)), depth // _SHORTEST)
     if longest is not None:
         parts = max(parts, -(-depth // longest))
     if parts < 2:
         return 1, max(depth, 1)
-    part = -(-depth // (parts * _STEP)) * _STEP
+    part = -(-depth // (parts * step)) * step
     return -(-depth // part), part

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bp.cuda.graph import StepGraph
     from bp.cuda.kernel import Variant
 
-Values = tuple[int | float, ...]
+Values = tuple[int | float | bytes, ...]  # of the parameters of a launch
 
 _MAX_GRID = (2**31 - 1, 65535, 65535)
 
@@ -73,11 +73,25 @@ class CudaDevice(ABC):
         """Those that it computes in; bfloat16 and tf32 came with compute capability 8.0."""
         return ("bf16", "fp32", "tf32", "fp16") if self.capability >= 80 else ("fp32", "fp16")
 
+    @property
+    def multiprocessors(self) -> int:
+        """How many blocks at most a kernel is launched with whose blocks stay until all is done; no result depends on
+        it. Here those of an H100 or H200.
+        """
+        return 132
+
     def __init__(self) -> None:
         self._here = _OfThread()
         _devices[self.array_type] = self
         register_device(self.array_type, "bp.cuda")
         own_arrays(self.array_type, self)
+
+    @property
+    def kernel_choice(self) -> str:
+        """In words, by what it chooses among kernels for products: another choice may change the last bits of a sum."""
+        from bp.cuda.choice import in_use
+
+        return in_use(self.capability)
 
     @property
     def tf32(self) -> bool:

@@ -1,4 +1,4 @@
-"""Which instructions of global memory a compiled kernel has, as NVIDIA's disassembler lists them."""
+"""Which instructions of memory and of tensor cores a compiled kernel has, as NVIDIA's disassembler lists them."""
 
 import functools
 import re
@@ -15,8 +15,8 @@ INSTALL = "pip install nvidia-cuda-nvdisasm"
 
 # .section .text.relu_forward,"ax",@progbits ... /*02a0*/ @P0 LDG.E.128 R8, [R14.64] ;
 _SECTION = re.compile(r"^\s*\.section\s+\.text\.(\w+)", re.MULTILINE)
-# Loads, stores, and the copies from global to shared memory: cp.async, and the bulk copies of sm_90.
-_ACCESS = re.compile(r"\b((?:LDG|STG|LDGSTS|UTMALDG|UTMASTG|UBLKCP)(?:\.\w+)*)")
+# Loads, stores, copies from global to shared memory (cp.async, the bulk copies of sm_90), ldmatrix, products.
+_INSTRUCTION = re.compile(r"\b((?:LDGSTS|LDG|STG|UTMALDG|UTMASTG|UBLKCP|LDSM|HMMA|HGMMA|QGMMA)(?:\.\w+)*)")
 _WIDE = re.compile(r"\.(?:128|256)\b")
 _LOADS = ("LDG", "UTMALDG", "UBLKCP")  # LDGSTS too
 _STORES = ("STG", "UTMASTG", "UBLKCP")
@@ -44,8 +44,8 @@ def version() -> str | None:
     return None if tool is None else _run(tool, "--version").splitlines()[-1].strip()
 
 
-def accesses(cubin: bytes) -> dict[str, list[str]]:
-    """The instructions of global memory in each kernel of a cubin: ["LDG.E.128", "STG.E.128", "STG.E.U16"].
+def instructions(cubin: bytes) -> dict[str, list[str]]:
+    """Those of each kernel of a cubin: ["LDG.E.128", "STG.E.128", "STG.E.U16"].
 
     Raises CompilationError where nvdisasm is missing or fails on it.
     """
@@ -56,7 +56,8 @@ def accesses(cubin: bytes) -> dict[str, list[str]]:
         file = Path(folder) / "kernels.cubin"
         file.write_bytes(cubin)
         pieces = _SECTION.split(_run(tool, "-c", str(file)))
-    return {name: sorted(set(_ACCESS.findall(code))) for name, code in zip(pieces[1::2], pieces[2::2], strict=True)}
+    kernels = zip(pieces[1::2], pieces[2::2], strict=True)
+    return {name: sorted(set(_INSTRUCTION.findall(code))) for name, code in kernels}
 
 
 def loads_wide(instructions: list[str]) -> bool:

@@ -14,10 +14,15 @@ def dropout(x: Array, control: Array, call_site: int, first_element: int, rate: 
     y = empty_like(x)
     if x.size:
         dropped = dropped_levels(rate)
-        chunks = (first_element + x.size - 1) // 8 - first_element // 8 + 1
         scale = LEVELS / (LEVELS - dropped)
-        _dropout(blocks(chunks), x, control, y, x.size, first_element, call_site & _WORD, dropped, scale)
+        count = chunks(first_element, x.size)
+        _dropout(blocks(count), x, control, y, x.size, first_element, call_site & _WORD, dropped, scale)
     return y
+
+
+def chunks(first_element: int, size: int) -> int:
+    """How many chunks of eight logical indices `size` elements lie in; at least one element."""
+    return (first_element + size - 1) // 8 - first_element // 8 + 1
 
 
 def dropout_backward(dy: Array, control: Array, call_site: int, first_element: int, rate: float) -> Array:

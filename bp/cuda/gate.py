@@ -52,13 +52,13 @@ def compilations(sources: Iterable[Source], architectures: Sequence[str], sample
     sample: all units for sm_80 and sm_90a, and one of a source for the others, not the same for all of them.
     """
     for source in sources:
-        units = [Unit(source, tuple(defines.items())) for defines in source.units()]
+        units = list(source.units())
         one_of = itertools.cycle(units)
         for architecture in architectures:
-            if capability(architecture) < source.least:
-                continue
-            chosen = [next(one_of)] if sample and architecture not in SAMPLED_IN_FULL else units
-            yield from ((unit, architecture) for unit in chosen)
+            able = [unit for unit in units if unit.runs_on(capability(architecture))]
+            if able and sample and architecture not in SAMPLED_IN_FULL:
+                able = [next(unit for unit in one_of if unit in able)]
+            yield from ((unit, architecture) for unit in able)
 
 
 def check(todo: Iterable[tuple[Unit, str]]) -> Iterator[Result]:
@@ -99,8 +99,13 @@ def _broken_by(kernel: Kernel, unit: Unit, architecture: str, measured: Measurem
         return
     yield from _slow_memory(kernel, resources)
     yield from _shared_memory(kernel, unit, architecture, resources)
-    if kernel.streaming and measured.accesses is not None:
-        yield from _narrow(measured.accesses.get(kernel.name, []))
+    if measured.instructions is not None:
+        found = measured.instructions.get(kernel.name, [])
+        if kernel.streaming:
+            yield from _narrow(found)
+        missing = [name for name in kernel.instructions if not any(one.startswith(name) for one in found)]
+        if missing:
+            yield f"machine code without {' and '.join(missing)}; it has {', '.join(found) or 'none of these'}"
 
 
 def _slow_memory(kernel: Kernel, resources: Resources) -> Iterator[str]:
@@ -159,7 +164,8 @@ def judge_declarations(sources: Iterable[Source]) -> Iterator[Violation]:
                 yield Violation(source.path.name, f"kernel {name} is declared in bp/cuda, but not in the file")
                 continue
             scalars = {parameter.name for parameter in stated[name].parameters if not parameter.pointer}
-            known = scalars | source.axes.keys() | {"min", "max"}
+            macros = {name for variant in source.variants.values() for name in variant}
+            known = scalars | source.axes.keys() | macros | {"min", "max"}
             for what, formula in (("flops", kernel.flops), ("bytes", kernel.bytes), ("shared", kernel.shared)):
                 unknown = ", ".join(sorted(names_in(formula) - known))
                 if unknown:

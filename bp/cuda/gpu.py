@@ -16,6 +16,7 @@ from bp.cuda.device import CudaDevice, Place, Values
 from bp.cuda.kernel import Unit, Variant
 from bp.cuda.ledger import Ledger
 from bp.cuda.nvrtc import compile_unit
+from bp.cuda.product import WAYS, Product
 from bp.cuda.requirements import Problem
 from bp.errors import ConfigurationError
 from bp.ops import scope
@@ -38,6 +39,7 @@ _SCALARS: dict[Any, Callable[[Any], Any]] = {
     ctypes.c_int16: np.int16,
     ctypes.c_uint16: np.uint16,
     ctypes.c_bool: np.bool_,
+    bytes: lambda value: np.frombuffer(value, f"V{len(value)}"),  # an array of one element goes by value
 }
 
 
@@ -85,6 +87,17 @@ class GPUDevice(CudaDevice):
         super().__init__()
         self._modules: dict[Unit, Any] = {}
         self._of_thread = threading.local()
+
+    @property
+    def model(self) -> str:
+        """What the GPU is called, such as "NVIDIA H200"."""
+        properties = self.cupy.cuda.runtime.getDeviceProperties(self.cupy.cuda.Device().id)
+        return str(properties["name"].decode())
+
+    @functools.cached_property
+    def multiprocessors(self) -> int:
+        """How many the GPU has."""
+        return int(self.cupy.cuda.Device().attributes["MultiProcessorCount"])
 
     @property
     def architecture(self) -> str:
@@ -223,6 +236,41 @@ class GPUDevice(CudaDevice):
         """Begin an NVTX range, which a profiler shows; returns what ends it."""
         self.cupy.cuda.nvtx.RangePush(label)
         return self.cupy.cuda.nvtx.RangePop
+
+
+def library_product(product: Product) -> Callable[[], None]:
+    """Work that computes C = alpha op(A) op(B) + beta C by cuBLAS, on CuPy's current stream, with sums in float32.
+
+    product: of a depth of at least 1, with a plain epilogue; its arrays are CuPy's.
+    """
+    from cupy.cuda import device, runtime
+    from cupy_backends.cuda.libs import cublas
+
+    a, b, c, epilogue = product.a, product.b, product.c, product.epilogue
+    types = {"float32": runtime.CUDA_R_32F, "float16": runtime.CUDA_R_16F, "bfloat16": runtime.CUDA_R_16BF}
+    factors, result = types[a.array.dtype.name], types[c.array.dtype.name]
+    computed = cublas.CUBLAS_COMPUTE_32F_FAST_TF32 if product.tf32 else cublas.CUBLAS_COMPUTE_32F
+    operations = [cublas.CUBLAS_OP_T if transposed else cublas.CUBLAS_OP_N for transposed in WAYS[product.way]]
+    alpha, beta = np.full(1, epilogue.alpha, np.float32), np.full(1, epilogue.beta, np.float32)
+    left, right, to = a.array.data.ptr, b.array.data.ptr, c.array.data.ptr
+    # cuBLAS counts by columns, so what it sees are transposed matrices: C^T = op(B)^T op(A)^T.
+    sizes = (*reversed(operations), product.n, product.m, product.k)
+    handle = device.get_cublas_handle()
+
+    def one() -> None:
+        cublas.gemmEx(
+            *(handle, *sizes, alpha.ctypes.data, right, factors, b.stride, left, factors, a.stride),
+            *(beta.ctypes.data, to, result, c.stride, computed, cublas.CUBLAS_GEMM_DEFAULT),
+        )
+
+    def batch() -> None:
+        cublas.gemmStridedBatchedEx(
+            *(handle, *sizes, alpha.ctypes.data, right, factors, b.stride, b.batch_stride),
+            *(left, factors, a.stride, a.batch_stride, beta.ctypes.data, to, result, c.stride, c.batch_stride),
+            *(c.batch, computed, cublas.CUBLAS_GEMM_DEFAULT),
+        )
+
+    return one if c.batch == 1 else batch
 
 
 class Staging(Place):

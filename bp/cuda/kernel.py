@@ -12,7 +12,7 @@ once for each value, and a call takes the one that its arrays have.
 import ctypes
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,8 @@ C_TYPES: dict[str, tuple[str, int, Any]] = {
     "int64": ("int64", 8, ctypes.c_int64),
     "uint64": ("uint64", 8, ctypes.c_uint64),
     "bool": ("bool", 1, ctypes.c_bool),
+    # A tensor map (kernels/include/tensor_map.cuh), which goes by value: 128 bytes as bp.cuda.tensor_map makes them.
+    "TensorMap": ("", 128, bytes),
 }
 C_NAMES = {dtype: name for name, (dtype, _, _) in C_TYPES.items()}
 
@@ -60,14 +62,29 @@ class Source:
     """A file of `kernels/` and its axes: what it is specialised by at compile time.
 
     name: of the file, without `.cu`. axes: the C types or numbers that each macro may be (`T=FLOATS`); the file is
-    compiled for each combination. least: the least compute capability, as 75 or 80, of all its kernels. folder: where a
-    file lies that is none of bp's.
+    compiled for each combination. variants: sets of macros that belong together, such as the sizes of a tile, by the
+    name under which a launch asks for one; the file is compiled for each. least: the least compute capability, as 75 or
+    80, of all its kernels; least_of: by the value of an axis, where that needs more; only: the one that they exist on,
+    where it is one. folder: where a file lies that is none of bp's.
     """
 
-    def __init__(self, name: str, *, least: int = 75, folder: Path | None = None, **axes: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        least: int = 75,
+        least_of: Mapping[str, int] | None = None,
+        only: int | None = None,
+        folder: Path | None = None,
+        variants: Mapping[str, Mapping[str, int]] | None = None,
+        **axes: tuple[str, ...],
+    ) -> None:
         self.name = name
-        self.least = least
+        self.least = least if only is None else only
+        self.least_of = least_of or {}
+        self.only = only
         self.folder = folder
+        self.variants = variants or {"": {}}
         self.axes = axes
         self.kernels: dict[str, Kernel] = {}
         if folder is None:
@@ -78,10 +95,15 @@ class Source:
         """Of the file."""
         return (self.folder or kernel_folder()) / f"{self.name}.cu"
 
-    def units(self) -> Iterator[dict[str, str]]:
-        """The macros of each compilation."""
-        for values in itertools.product(*self.axes.values()):
-            yield dict(zip(self.axes, values, strict=True))
+    def units(self) -> Iterator["Unit"]:
+        """Each of its compilations."""
+        for *values, variant in itertools.product(*self.axes.values(), self.variants):
+            yield self.unit(dict(zip(self.axes, values, strict=True)), variant)
+
+    def unit(self, axes: Mapping[str, str], variant: str = "") -> "Unit":
+        """The compilation for one value of each axis, and one of the variants."""
+        macros = {name: str(number) for name, number in self.variants[variant].items()}
+        return Unit(self, (*axes.items(), *macros.items()), (*axes.values(), *filter(None, [variant])))
 
     def kernel(
         self,
@@ -91,6 +113,7 @@ class Source:
         bytes: str,
         streaming: bool = False,
         shared: str = "0",
+        instructions: tuple[str, ...] = (),
         waiver: str = "",
     ) -> "Kernel":
         """Declare the kernel `name` of the file.
@@ -98,26 +121,34 @@ class Source:
         flops, bytes: what a launch computes and moves at least, as expressions over the names of its scalar parameters,
         in which T and the other axes stand for the bytes of an element. shared: dynamic shared memory in bytes,
         likewise. streaming: it reads and writes large arrays once, so its machine code has to move 16 bytes at a time.
+        instructions: what its machine code has to have, by the first letters of their names, such as "HGMMA".
         waiver: why the compile gate lets it keep a stack frame or spills.
         """
-        kernel = Kernel(self, name, flops, bytes, streaming, shared, waiver)
+        kernel = Kernel(self, name, flops, bytes, streaming, shared, instructions, waiver)
         self.kernels[name] = kernel
         return kernel
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A source compiled for one set of macros."""
+    """A source compiled for one set of macros. labels: what tells it from the others in words: types, a variant."""
 
     source: Source
     defines: Defines
+    labels: tuple[str, ...]
+
+    def runs_on(self, capability: int) -> bool:
+        """Whether its kernels exist on GPUs of that compute capability, as 80 or 90."""
+        source = self.source
+        least = max(source.least, *(source.least_of.get(value, 0) for _, value in self.defines), 0)
+        return capability >= least if source.only is None else capability == source.only
 
     def __str__(self) -> str:
-        return (
-            f"{self.source.name}[{', '.join(value for _, value in self.defines)}]"
-            if self.defines
-            else (self.source.name)
-        )
+        return self.named(self.source.name)
+
+    def named(self, name: str) -> str:
+        """A name with what tells this compilation from the others, as "relu_forward[float16]"."""
+        return f"{name}[{', '.join(self.labels)}]" if self.labels else name
 
 
 @dataclass(eq=False)
@@ -130,6 +161,7 @@ class Kernel:
     bytes: str
     streaming: bool
     shared: str
+    instructions: tuple[str, ...]
     waiver: str
     _plans: dict[Any, "Variant"] = field(default_factory=dict, repr=False)
 
@@ -141,23 +173,23 @@ class Kernel:
             raise ConfigurationError(f"{self.source.path.name} has no kernel {self.name}; it has {', '.join(known)}")
         return known[self.name]
 
-    def __call__(self, grid: int | tuple[int, ...], *arguments: Any, **axes: Any) -> None:
+    def __call__(self, grid: int | tuple[int, ...], *arguments: Any, variant: str = "", **axes: Any) -> None:
         """Launch on `grid` blocks with the arguments of the signature, in its order.
 
-        Arrays go to pointers (None is a null pointer), numbers to scalars, each cast to its declared C type. axes:
-        values of the axes that no array tells, such as a tile size. An empty grid launches nothing.
+        Arrays go to pointers (None is a null pointer), numbers to scalars, each cast to its declared C type. variant:
+        one of the source's. axes: values of the axes that no array tells. An empty grid launches nothing.
         Raises DtypeError or ShapeError for an array of another dtype or device, or not C-contiguous; TypeError for
         another number of arguments.
         """
         if not (grid if isinstance(grid, int) else math.prod(grid)):
             return
-        key = (*(type(a) if not hasattr(a, "dtype") else (type(a), a.dtype) for a in arguments), *axes.items())
-        variant = self._plans.get(key)
-        if variant is None:
-            variant = self._plans[key] = self._resolve(arguments, axes)
-        variant.device.launch(variant, grid, variant.pack(arguments))
+        key = (*(type(a) if not hasattr(a, "dtype") else (type(a), a.dtype) for a in arguments), variant, *axes.items())
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = self._resolve(arguments, variant, axes)
+        plan.device.launch(plan, grid, plan.pack(arguments))
 
-    def _resolve(self, arguments: tuple[Any, ...], axes: dict[str, str]) -> "Variant":
+    def _resolve(self, arguments: tuple[Any, ...], variant: str, axes: dict[str, str]) -> "Variant":
         """Check the types of the arguments, once for each combination of them, and choose the unit."""
         parameters = self.signature.parameters
         if len(arguments) != len(parameters):
@@ -195,8 +227,7 @@ class Kernel:
                 raise DtypeError(
                     f"kernel {self.name} is compiled for {axis} of {', '.join(known)}, got {values.get(axis, 'none')}"
                 )
-        defines = tuple((axis, values[axis]) for axis in self.source.axes)
-        return Variant(self, Unit(self.source, defines), device)
+        return Variant(self, self.source.unit({axis: values[axis] for axis in self.source.axes}, variant), device)
 
 
 @dataclass(eq=False)
@@ -218,7 +249,7 @@ class Variant:
         ]
         self._is_pointer = [p.pointer for p in self.parameters]
         self._is_integer = [
-            not p.pointer and t not in (ctypes.c_float, ctypes.c_double)
+            not p.pointer and t not in (ctypes.c_float, ctypes.c_double, bytes)
             for p, t in zip(self.parameters, self.types, strict=True)
         ]
         self._formulas = tuple(
@@ -229,13 +260,13 @@ class Variant:
         self._pointer_of = self.device.pointer
 
     def __str__(self) -> str:
-        return f"{self.kernel.name}[{', '.join(value for _, value in self.unit.defines)}]"
+        return self.unit.named(self.kernel.name)
 
-    def pack(self, arguments: tuple[Any, ...]) -> tuple[int | float, ...]:
-        """The values to pass: addresses of arrays, and numbers as they are."""
+    def pack(self, arguments: tuple[Any, ...]) -> "devices.Values":
+        """The values to pass: addresses of arrays, and numbers and tensor maps as they are."""
         return tuple(map(self._value, self._is_pointer, self._is_integer, arguments))
 
-    def _value(self, is_pointer: bool, is_integer: bool, argument: Any) -> int | float:
+    def _value(self, is_pointer: bool, is_integer: bool, argument: Any) -> int | float | bytes:
         if is_pointer:
             if argument is None:
                 return 0
@@ -245,16 +276,18 @@ class Variant:
                     f"strides {argument.strides}"
                 )
             return self._pointer_of(argument)
+        if isinstance(argument, bytes):
+            return argument
         return int(argument) if is_integer else float(argument)
 
-    def cost(self, values: tuple[int | float, ...]) -> tuple[float, float]:
+    def cost(self, values: "devices.Values") -> tuple[float, float]:
         """(FLOPs, bytes) of a launch with these values, by the declared formulas."""
         return self._evaluate(0, values), self._evaluate(1, values)
 
-    def shared_bytes(self, values: tuple[int | float, ...]) -> int:
+    def shared_bytes(self, values: "devices.Values") -> int:
         """Dynamic shared memory of a launch with these values."""
         return 0 if self.kernel.shared == "0" else int(self._evaluate(2, values))
 
-    def _evaluate(self, which: int, values: tuple[int | float, ...]) -> float:
+    def _evaluate(self, which: int, values: "devices.Values") -> float:
         names: dict[str, Any] = {p.name: v for p, v in zip(self.parameters, values, strict=True)}
         return float(eval(self._formulas[which], {"__builtins__": {}, "min": min, "max": max}, names | self._sizes))

@@ -17,7 +17,7 @@ class Launch:
 
     variant: "Variant"
     grid: tuple[int, int, int]
-    values: tuple[int | float, ...]
+    values: tuple[int | float | bytes, ...]
     layer: str
     phase: str
     elapsed: Callable[[], float] | None = None
@@ -67,7 +67,7 @@ class Ledger:
         self,
         variant: "Variant",
         grid: tuple[int, int, int],
-        values: tuple[int | float, ...],
+        values: tuple[int | float | bytes, ...],
         elapsed: Callable[[], float] | None = None,
     ) -> None:
         """Enter a launch under the layer and pass that are running."""

@@ -21,29 +21,41 @@ _WARNING = re.compile(r"^(?:ptxas warning|.*: warning\b|ptxas.*\(C75\d\d\)).*$",
 
 @dataclass(frozen=True)
 class Measurement:
-    """The facts of one compilation, by kernel. accesses: its instructions of global memory; None: not looked at."""
+    """The facts of one compilation, by kernel. instructions: of memory and tensor cores; None: not looked at."""
 
     resources: dict[str, Resources]
     warnings: list[str]
-    accesses: dict[str, list[str]] | None
+    instructions: dict[str, list[str]] | None
 
 
 def measure(unit: Unit, architecture: str) -> Measurement:
-    """Compile a unit and read its log and, where a streaming kernel asks for it, its machine code; or ask the cache."""
-    defines = dict(unit.defines)
-    look = any(kernel.streaming for kernel in unit.source.kernels.values()) and disassembler.find() is not None
-    tool = (disassembler.version() or "") if look else ""
-    key = digest(unit_key(unit.source.path, defines, architecture), _own_text(), tool)
-    path = cache_folder() / f"gate/{key}.json"
-    known = _read(path)
+    """Compile a unit and read its log and, where a kernel asks for it, its machine code; or ask the cache."""
+    known = remembered(unit, architecture)
     if known is not None:
         return known
     # The machine code is not kept: it would fill the cache with that of GPUs which are not here.
-    compiled = compile_file(unit.source.path, defines, architecture)
-    accesses = disassembler.accesses(compiled.cubin) if look else None
-    measured = Measurement(parse(compiled.log), _WARNING.findall(compiled.log), accesses)
-    replaced(path, lambda file: file.write_text(json.dumps(asdict(measured))))
+    compiled = compile_file(unit.source.path, dict(unit.defines), architecture)
+    found = disassembler.instructions(compiled.cubin) if _looks(unit) else None
+    measured = Measurement(parse(compiled.log), _WARNING.findall(compiled.log), found)
+    replaced(_place(unit, architecture), lambda file: file.write_text(json.dumps(asdict(measured))))
     return measured
+
+
+def remembered(unit: Unit, architecture: str) -> Measurement | None:
+    """What the cache has of a unit; None where it was not compiled yet. Takes NVRTC, whose version counts."""
+    return _read(_place(unit, architecture))
+
+
+def _looks(unit: Unit) -> bool:
+    """Whether the machine code is looked at."""
+    asked = any(kernel.streaming or kernel.instructions for kernel in unit.source.kernels.values())
+    return asked and disassembler.find() is not None
+
+
+def _place(unit: Unit, architecture: str) -> Path:
+    tool = (disassembler.version() or "") if _looks(unit) else ""
+    key = digest(unit_key(unit.source.path, dict(unit.defines), architecture), _own_text(), tool)
+    return cache_folder() / f"gate/{key}.json"
 
 
 def _own_text() -> str:
@@ -57,6 +69,6 @@ def _read(path: Path) -> Measurement | None:
     try:
         content = json.loads(path.read_text())
         resources = {name: Resources(**values) for name, values in content["resources"].items()}
-        return Measurement(resources, content["warnings"], content["accesses"])
+        return Measurement(resources, content["warnings"], content["instructions"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

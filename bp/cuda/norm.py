@@ -240,10 +240,14 @@ _finish_statistics = _channels.kernel(
     "finish_statistics", flops="8 * chunks * channels", bytes="2 * chunks * channels * 4"
 )
 _norm = _channels.kernel("channel_norm", flops=f"3 * {_ELEMENTS}", bytes=f"2 * {_ELEMENTS} * T", streaming=True)
-_norm_running = _channels.kernel(
-    "channel_norm_running", flops="3 * positions * channels", bytes="2 * positions * channels * T", streaming=True
+_norm_of = _channels.kernel(
+    "channel_norm_of", flops="3 * positions * channels", bytes="2 * positions * channels * T", streaming=True
 )
 _norm_at_once = _channels.kernel("channel_norm_at_once", flops=f"8 * {_ELEMENTS}", bytes=f"2 * {_ELEMENTS} * T")
+_merge_moments = Source("norm_moments").kernel(
+    "merge_moments", flops="7 * tiles * channels", bytes="(2 * channels + 1) * tiles * 4"
+)
+_MERGED_CHANNELS = 8  # that a block of merge_moments has
 _sums = _channels_backward.kernel("channel_sums", flops=f"5 * {_ELEMENTS}", bytes=f"2 * {_ELEMENTS} * T")
 _finish_sums = _channels_backward.kernel(
     "finish_sums", flops="3 * chunks * channels", bytes="3 * chunks * channels * 4"
@@ -317,14 +321,70 @@ def batch_norm(
     if training:
         shape = 1, positions, channels, 1
         return _normalise_groups(x, gamma, beta, running_mean, running_var, (channels,), shape, momentum, eps)
-    y, mean, rstd = empty_like(x), *(empty(x, (channels,), "float32") for _ in range(2))
+    mean = empty(x, (channels,), "float32")
+    y, rstd = _normalise_channels(x, running_mean, running_var, gamma, beta, mean, None, None, 0.0, eps)
+    return y, mean, rstd
+
+
+def batch_norm_of(
+    x: Array,
+    mean: Array,
+    variance: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Array, Array]:
+    return _normalise_channels(x, mean, variance, gamma, beta, None, running_mean, running_var, momentum, eps)
+
+
+def _normalise_channels(
+    x: Array,
+    mean: Array | None,
+    variance: Array | None,
+    gamma: Array | None,
+    beta: Array | None,
+    saved_mean: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Array, Array]:
+    """(y, rstd) of given statistics, which also move the running ones or are copied to saved_mean."""
+    positions, channels = math.prod(x.shape[:-1]), x.shape[-1]
+    y, rstd = empty_like(x), empty(x, (channels,), "float32")
     split = _split(1, positions, channels, 1, 16 // x.dtype.itemsize)
-    _norm_running(
+    _norm_of(
         split.strips * split.chunks,
-        *(x, gamma, beta, running_mean, running_var, y, mean, rstd, positions, channels, eps),
+        *(x, gamma, beta, mean, variance, y, saved_mean, rstd, running_mean, running_var),
+        *(positions, channels, eps, momentum),
         *(split.chunk, split.chunks, split.width, split.across, split.strips),
     )
-    return y, mean, rstd
+    return y, rstd
+
+
+def channel_statistics(x: Array) -> tuple[Array, Array]:
+    """(mean, variance) of each channel of (N, ..., C), which is not empty: (C,), float32."""
+    channels = x.shape[-1]
+    mean, rstd, variance = (empty(x, (channels,), "float32") for _ in range(3))
+    shape = 1, math.prod(x.shape[:-1]), channels, 1
+    partials, split = _partial_statistics(x, shape)
+    _finish_statistics(
+        channels,
+        *(x, partials, mean, None, rstd, variance, None, None),
+        *(*shape[1:], split.chunk, split.chunks, 0.0, 0.0),
+    )
+    return mean, variance
+
+
+def merged_statistics(moments: Array, tiles: int) -> tuple[Array, Array]:
+    """As `channel_statistics`, from the moments of each tile of rows (kernels/include/tile_moments.cuh)."""
+    channels = (moments.size - tiles) // (2 * tiles)
+    mean, variance = (empty(moments, (channels,), "float32") for _ in range(2))
+    _merge_moments(-(-channels // _MERGED_CHANNELS), moments, mean, variance, tiles, channels)
+    return mean, variance
 
 
 def _normalise_groups(
@@ -347,17 +407,27 @@ def _normalise_groups(
         running = running_mean, running_var
         _norm_at_once(samples * split.strips, x, gamma, beta, y, mean, rstd, *running, *shape, eps, momentum, *layout)
         return y, mean, rstd
-    partials = empty(x, (samples, channels, split.chunks, 2), "float32")
+    partials, split = _partial_statistics(x, shape)
     low = empty(x, statistics, "float32")
-    grid = samples * split.chunks * split.strips
-    _statistics(grid, x, partials, *shape, split.chunk, split.chunks, *layout)
     _finish_statistics(
         mean.size,
-        *(x, partials, mean, low, rstd, running_mean, running_var),
+        *(x, partials, mean, low, rstd, None, running_mean, running_var),
         *(positions, channels, group_size, split.chunk, split.chunks, eps, momentum),
     )
+    grid = samples * split.chunks * split.strips
     _norm(grid, x, gamma, beta, mean, low, rstd, y, *shape, split.chunk, split.chunks, *layout)
     return y, mean, rstd
+
+
+def _partial_statistics(x: Array, shape: tuple[int, int, int, int]) -> tuple[Array, _Split]:
+    """The moments of each channel of each chunk of positions, (samples, channels, chunks, 2), and how x was split."""
+    split = _split(*shape, 16 // x.dtype.itemsize)
+    partials = empty(x, (shape[0], shape[2], split.chunks, 2), "float32")
+    _statistics(
+        shape[0] * split.chunks * split.strips,
+        *(x, partials, *shape, split.chunk, split.chunks, split.width, split.across, split.strips),
+    )
+    return partials, split
 
 
 def group_norm_backward(

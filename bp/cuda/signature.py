@@ -15,7 +15,9 @@ _KERNEL = re.compile(
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _CONSTANT = re.compile(r"constexpr\s+int\s+(\w+)\s*=\s*(\d+)\s*;")
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
-_PARAMETER = re.compile(r"(?:const\s+)?(\w+)\s*(\*?)\s*(?:__restrict__\s+)?(\w+)")
+_PARAMETER = re.compile(r"(?:const\s+)?(?:__grid_constant__\s+)?(\w+)\s*(\*?)\s*(?:__restrict__\s+)?(\w+)")
+# Parameters that several kernels have in common stand in a header: #define EPILOGUE_PARAMETERS const T *bias, ...
+_COMMON = re.compile(r"^[ \t]*#[ \t]*define[ \t]+(\w+_PARAMETERS)[ \t]+((?:[^\n]*\\\n)*[^\n]*)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ def signatures(path: Path) -> dict[str, Signature]:
     Raises ConfigurationError on a `__global__` that is not written in the one form that is understood here.
     """
     text = _COMMENT.sub(" ", path.read_text())
+    for included in with_includes(path).values():
+        for name, common in _COMMON.findall(_COMMENT.sub(" ", included)):
+            text = re.sub(rf"\b{name}\b", common.replace("\\\n", " "), text)
     constants = dict(_CONSTANT.findall(text))
     found = {}
     for threads, min_blocks, name, parameters in _KERNEL.findall(text):

@@ -7,7 +7,8 @@ import bp.ops.activation
 import bp.ops.shape
 from bp.errors import ConfigurationError, ShapeError
 from bp.layers.context import Context
-from bp.layers.layer import Layer
+from bp.layers.fusion import Group, LinearGroup, Plan
+from bp.layers.layer import Layer, _located
 from bp.ops.array import Array, Shape
 
 
@@ -15,11 +16,13 @@ class Sequential(Layer):
     """The layers one after the other; backward is the chain rule: the same layers in reverse.
 
     Layers are named "0", "1", ...; `model[i]` gives one, `model[1:3]` a Sequential of the same layers, and `len(model)`
-    their number. Without layers it is the identity.
+    their number. Without layers it is the identity. Neighbours run as one operation where they stand in the table
+    of `bp.layers.fusion`.
     """
 
     def __init__(self, *layers: Layer) -> None:
         self.layers = _checked("Sequential", layers)
+        self._plan = Plan(self.layers)
 
     def children(self) -> Iterator[tuple[str, Layer]]:
         return ((str(index), layer) for index, layer in enumerate(self.layers))
@@ -30,31 +33,44 @@ class Sequential(Layer):
         return input_shape
 
     def forward(self, x: Array, ctx: Context) -> Array:
-        for layer in self.layers:
-            x = layer.forward(x, ctx)
+        for group in self._groups(ctx):
+            x = group.forward(x, ctx)
         return x
 
     def backward(self, dy: Array, ctx: Context) -> Array:
-        for layer in reversed(self.layers):
-            dy = layer.backward(dy, ctx)
+        taken: list[Array | None] = []
+        for group in reversed(self._groups(ctx)):
+            dy = group.backward(dy, ctx, taken)
         return dy
 
     def backward_parameters(self, dy: Array, ctx: Context) -> None:
-        first = self._first_with_parameters
-        for layer in reversed(self.layers[first + 1 :]):
-            dy = layer.backward(dy, ctx)
-        if first < len(self.layers):
-            self.layers[first].backward_parameters(dy, ctx)
-        for layer in reversed(self.layers[:first]):
-            ctx.drop(layer)
+        groups = self._groups(ctx)
+        first = next((index for index, group in enumerate(groups) if group.trains), len(groups))
+        taken: list[Array | None] = []
+        for group in reversed(groups[first + 1 :]):
+            dy = group.backward(dy, ctx, taken)
+        if first < len(groups):
+            groups[first].backward_parameters(dy, ctx, taken)
+        for group in reversed(groups[:first]):
+            ctx.drop(group.first)
 
-    @property
-    def _first_with_parameters(self) -> int:
-        """Index of the first layer that is not a bare elementwise one: below it no gradient is of use to anybody."""
-        for index, layer in enumerate(self.layers):
-            if any(True for _ in layer.named_parameters()) or any(True for _ in layer.children()):
-                return index
-        return len(self.layers)
+    @_located
+    def forward_plus(self, x: Array, ctx: Context) -> Array | None:
+        """forward(x) + x, where the last layers can add it in their own pass; None, and nothing is done, elsewhere."""
+        groups = self._groups(ctx)
+        last = groups[-1] if groups else None
+        if not isinstance(last, LinearGroup) or not last.adds:
+            return None
+        y = x
+        for group in groups[:-1]:
+            y = group.forward(y, ctx)
+        return last.forward(y, ctx, x)
+
+    def _groups(self, ctx: Context) -> tuple[Group, ...]:
+        """The layers as they run in a pass of `ctx`: by themselves, or several as one."""
+        if self._plan.layers != tuple(self.layers):
+            self._plan = Plan(self.layers)
+        return self._plan.groups(ctx)
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -94,6 +110,10 @@ class Residual(Layer):
         return output_shape
 
     def forward(self, x: Array, ctx: Context) -> Array:
+        if self.shortcut is None and type(self.body) is Sequential and "forward" not in vars(self.body):
+            total = self.body.forward_plus(x, ctx)
+            if total is not None:
+                return total
         y = self.body.forward(x, ctx)
         return bp.ops.activation.add(y, x if self.shortcut is None else self.shortcut.forward(x, ctx))
 

@@ -33,6 +33,7 @@ class Context:
     micro-batches draws the same numbers as the whole.
     denominator: what a mean loss divides by; None for the samples of this pass alone. Gradient
     accumulation sets it to the count of the whole batch.
+    fuse: whether a Sequential runs neighbouring layers as one operation where it can (see `bp.layers.fusion`).
     control_block: that of a running training (see `bp.ops.control`), whose owner writes seed, counter and denominator;
     None: the context makes one, on the device of the first array that asks.
     """
@@ -48,12 +49,14 @@ class Context:
         step: int | None = None,
         sample_offset: int = 0,
         denominator: float | None = None,
+        fuse: bool = True,
         control_block: Array | None = None,
     ) -> None:
         self.training = training
         self.saving = training if saving is None else saving
         self.sample_offset = sample_offset
         self.denominator = denominator
+        self.fuse = fuse
         self.recomputing = False
         self.predictions_unneeded = False  # whether a loss may overwrite what it is given
         self.call_site = 0
@@ -117,6 +120,7 @@ class Context:
             saving=True,
             sample_offset=self.sample_offset,
             denominator=self.denominator,
+            fuse=self.fuse,
             control_block=self._control,
         )
         again.owns_control, again._key = self.owns_control, self._key

@@ -9,6 +9,8 @@ from bp.layers.parameter import Parameter, gradients
 from bp.ops.array import Array, Shape
 from bp.ops.conv import Padding, Pair
 
+Geometry = tuple[Pair, Padding, Pair, int]
+
 
 class _Convolution(Layer):
     """What both directions share: settings, checked, and parameters."""
@@ -36,6 +38,11 @@ class _Convolution(Layer):
         self.padding: Padding = ((vertical, vertical), (horizontal, horizontal))
         self.weight = Parameter(weight_initializer or KaimingUniform())
         self.bias = Parameter(bias_initializer or Zeros(), decay=False) if bias else None
+
+    @property
+    def geometry(self) -> Geometry:
+        """(stride, padding, dilation, groups), as the operations take them."""
+        return self.stride, self.padding, self.dilation, self.groups
 
     def _channels(self, input_shape: Shape) -> int:
         """The input channels of a sample (H, W, C), which the groups must divide; declares the bias."""
@@ -110,23 +117,19 @@ class Conv2d(_Convolution):
     def forward(self, x: Array, ctx: Context) -> Array:
         ctx.save(self, x)
         bias = None if self.bias is None else self.bias.value
-        return ops.conv2d(x, self.weight.value, bias, self.stride, self.padding, self.dilation, self.groups)
+        return ops.conv2d(x, self.weight.value, bias, *self.geometry)
 
     def backward(self, dy: Array, ctx: Context) -> Array:
-        size = self._write_gradients(dy, ctx)
-        return ops.conv2d_backward_input(
-            dy, self.weight.value, size, self.stride, self.padding, self.dilation, self.groups
-        )
+        size = self.write_gradients(dy, *ctx.take(self))
+        return ops.conv2d_backward_input(dy, self.weight.value, size, *self.geometry)
 
     def backward_parameters(self, dy: Array, ctx: Context) -> None:
-        self._write_gradients(dy, ctx)
+        self.write_gradients(dy, *ctx.take(self))
 
-    def _write_gradients(self, dy: Array, ctx: Context) -> Pair:
-        (x,) = ctx.take(self)
+    def write_gradients(self, dy: Array, x: Array) -> Pair:
+        """Write the gradients of the parameters; returns the size of the images."""
         dweight, dbias, accumulate = gradients(self.weight, self.bias)
-        ops.conv2d_backward_parameters(
-            dy, x, dweight, dbias, accumulate, self.stride, self.padding, self.dilation, self.groups
-        )
+        ops.conv2d_backward_parameters(dy, x, dweight, dbias, accumulate, *self.geometry)
         return x.shape[1], x.shape[2]
 
 

@@ -6,7 +6,7 @@ import bp.ops.dropout as ops
 from bp.layers.context import Context
 from bp.layers.layer import Layer
 from bp.layers.settings import number
-from bp.ops.array import Array
+from bp.ops.array import Array, Shape
 
 
 class Dropout(Layer):
@@ -21,20 +21,21 @@ class Dropout(Layer):
         self.rate = number(self, rate, "a rate in [0, 1)", lambda rate: 0 <= rate < 1)
 
     def forward(self, x: Array, ctx: Context) -> Array:
-        if not ctx.training or self.rate == 0:
-            ctx.save(self, None)
+        mask = self.draw(x, x.shape, ctx)
+        ctx.save(self, mask)
+        if mask is None:
             return x
-        call_site = ctx.random_call_site()
-        ctx.save(self, call_site)
-        return ops.dropout(x, ctx.control_beside(x), call_site, _first_element(x, ctx), self.rate)
+        return ops.dropout(x, mask.control, mask.call_site, mask.first_element, mask.rate)
 
     def backward(self, dy: Array, ctx: Context) -> Array:
-        (call_site,) = ctx.take(self)
-        if call_site is None:
+        (mask,) = ctx.take(self)
+        if mask is None:
             return dy
-        return ops.dropout_backward(dy, ctx.control_beside(dy), call_site, _first_element(dy, ctx), self.rate)
+        return ops.dropout_backward(dy, mask.control, mask.call_site, mask.first_element, mask.rate)
 
-
-def _first_element(x: Array, ctx: Context) -> int:
-    """The index of x's first element in the global batch."""
-    return ctx.sample_offset * math.prod(x.shape[1:])
+    def draw(self, beside: Array, shape: Shape, ctx: Context) -> ops.Mask | None:
+        """The mask of this use of the layer, on a batch of that shape on the device of `beside`; None: all is kept."""
+        if not ctx.training or self.rate == 0:
+            return None
+        first_element = ctx.sample_offset * math.prod(shape[1:])  # the index of the first element in the global batch
+        return ops.Mask(ctx.control_beside(beside), ctx.random_call_site(), first_element, self.rate)

@@ -68,21 +68,30 @@ class _BatchNorm(_Normalisation):
 
     def forward(self, x: Array, ctx: Context) -> Array:
         self._check_rank(x.shape)
-        weight, bias = self.scale_and_shift
-        running_mean, running_var = self.running_mean.value, self.running_var.value
-        if ctx.training and ctx.recomputing:  # the first run of this pass has updated them
-            running_mean = running_var = None
         y, mean, rstd = ops.batch_norm(
-            x, weight, bias, running_mean, running_var, ctx.training, self.momentum, self.eps
+            x, *self.scale_and_shift, *self._running(ctx), ctx.training, self.momentum, self.eps
         )
         ctx.save(self, x, mean, rstd, ctx.training)
         return y
 
     def backward(self, dy: Array, ctx: Context) -> Array:
-        x, mean, rstd, training = ctx.take(self)
+        return self.input_gradient(dy, *ctx.take(self))
+
+    def normalise(self, x: Array, mean: Array, variance: Array, ctx: Context) -> tuple[Array, Array]:
+        """(y, rstd) in training, of an x whose statistics are known; it saves nothing."""
+        return ops.batch_norm_of(x, mean, variance, *self.scale_and_shift, *self._running(ctx), self.momentum, self.eps)
+
+    def input_gradient(self, dy: Array, x: Array, mean: Array, rstd: Array, training: bool) -> Array:
+        """dx, with the gradients of the parameters written."""
         weight, _ = self.scale_and_shift
         dweight, dbias, accumulate = gradients(self.weight, self.bias)
         return ops.batch_norm_backward(dy, x, weight, mean, rstd, dweight, dbias, accumulate, training)
+
+    def _running(self, ctx: Context) -> tuple[Array | None, Array | None]:
+        """The running statistics; None where the first run of this pass has updated them already."""
+        if ctx.training and ctx.recomputing:
+            return None, None
+        return self.running_mean.value, self.running_var.value
 
 
 class BatchNorm1d(_BatchNorm):

@@ -7,7 +7,7 @@ gives NaN. sigma is the logistic function 1 / (1 + e^-x), with sigma' = sigma (1
 """
 
 from bp.errors import ConfigurationError, ShapeError
-from bp.ops.array import Array
+from bp.ops.array import Array, Shape
 from bp.ops.checks import contiguous, floating, has_shape, last_axis, same_dtype, wide_dtype
 from bp.ops.operation import operation
 
@@ -212,6 +212,27 @@ def log_softmax_backward(dy: Array, y: Array) -> Array:
 def add(a: Array, b: Array) -> Array:
     """y = a + b, of equal shapes: the sum at the end of a residual branch. Its gradient is dy for both."""
     _alike("add", a=a, b=b)
+
+
+# Those that a product of matrices or a convolution applies to its result: "gelu" is the exact one.
+FUSED_ACTIVATIONS = ("identity", "relu", "gelu", "gelu_tanh", "silu")
+
+
+def is_fused(name: str, activation: str) -> None:
+    """`activation` is one of FUSED_ACTIVATIONS; raises ConfigurationError."""
+    if activation not in FUSED_ACTIVATIONS:
+        raise ConfigurationError(f"{name} expected an activation of {', '.join(FUSED_ACTIVATIONS)}, got {activation!r}")
+
+
+def has_kept(name: str, kept: Array | None, activation: str, like: str, reference: Array, shape: Shape) -> None:
+    """`kept` is what the forward of a fused activation gave: None for "identity", else of `shape`, like `reference`."""
+    is_fused(name, activation)
+    if (kept is None) != (activation == "identity"):
+        what = "no kept array for 'identity'" if kept is not None else f"the kept array of {activation!r}, got None"
+        raise ConfigurationError(f"{name} expected {what}")
+    if kept is not None and (kept.dtype != reference.dtype or kept.shape != shape or type(kept) is not type(reference)):
+        same_dtype(name, **{like: reference, "kept": kept})
+        has_shape(name, "kept", kept, shape)
 
 
 BIAS_ACTIVATIONS = ("identity", "relu", "gelu_tanh", "silu")

@@ -4,9 +4,16 @@ Images are (N, H, W, C), weights (out, kh, kw, in / groups). `stride` and `dilat
 `padding` is a pair of pairs, ((top, bottom), (left, right)): rows and columns of zeros that take part in the sum like
 any other pixel. With g groups, output channels [j out/g, (j+1) out/g) see input channels [j in/g, (j+1) in/g) alone;
 g = in = out is a depthwise convolution. All arrays of a call have one floating dtype.
+
+An activation, or the statistics of a batch normalisation, that follow a convolution are part of the same operation
+where they can be. For activations f and what of their arguments is kept, see `bp.ops.linear`: the same holds here, with
+a convolution in the place of the product, and without dropout.
 """
 
+import math
+
 from bp.errors import ShapeError
+from bp.ops.activation import has_kept, is_fused
 from bp.ops.array import Array, Shape
 from bp.ops.checks import has_rank, has_shape, same_dtype, wide_dtype
 from bp.ops.operation import operation
@@ -40,11 +47,44 @@ def conv2d(
     Raises ShapeError where ranks, channels or groups do not fit or no window does, DtypeError for mixed dtypes.
     Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning (2016).
     """
-    same_dtype("conv2d", weight=weight, x=x, bias=bias)
-    has_rank("conv2d", "x", x, 4, IMAGES)
-    _weight_fits("conv2d", weight, weight.shape[0], x.shape[3], groups)
-    has_shape("conv2d", "bias", bias, (weight.shape[0],))
-    convolved_size("conv2d", x.shape[1:3], weight.shape[1:3], stride, padding, dilation)
+    _convolves("conv2d", x, weight, bias, stride, padding, dilation, groups)
+
+
+@operation
+def conv2d_activation(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    activation: str,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> tuple[Array, Array | None]:
+    """y = f(z) with z = conv2d(x, W) + b, in one pass; returns (y, kept), what the backward of f needs.
+
+    activation: one of `bp.ops.activation.FUSED_ACTIVATIONS`; kept: None for "identity", y itself for "relu", else z;
+    its backward is `bp.ops.linear.linear_activation_backward`. The rest, and the errors, as for `conv2d`;
+    ConfigurationError for another activation. In a 16-bit dtype f may be applied before z is rounded to it.
+    """
+    _convolves("conv2d_activation", x, weight, bias, stride, padding, dilation, groups)
+    is_fused("conv2d_activation", activation)
+
+
+@operation
+def conv2d_statistics(
+    x: Array, weight: Array, bias: Array | None, stride: Pair, padding: Padding, dilation: Pair, groups: int
+) -> tuple[Array, Array, Array]:
+    """(y, mean, variance): y = conv2d(x, W) + b, and of each of its channels what a batch normalisation needs of it.
+
+    mean_o = sum y[n, i, j, o] / K and variance_o = sum (y[n, i, j, o] - mean_o)^2 / K over the K = N H' W' values of a
+    channel, of y as it is stored, that is rounded to its dtype; the sum of squares is one of deviations, never
+    E[y^2] - E[y]^2. mean, variance: (out,), of a precision that the device chooses, at least float32. The rest, and the
+    errors, as for `conv2d`; ShapeError also for an empty batch, which has no mean.
+    """
+    _convolves("conv2d_statistics", x, weight, bias, stride, padding, dilation, groups)
+    if math.prod(x.shape) == 0:
+        raise ShapeError(f"conv2d_statistics expected at least one value per channel, got x of shape {x.shape}")
 
 
 @operation
@@ -60,11 +100,29 @@ def conv2d_backward_input(
     dy: (N, H', W', out); weight: (out, kh, kw, in / groups); input_size: (H, W), since several sizes give one
     output size; returns dx: (N, H, W, in).
     """
-    same_dtype("conv2d_backward_input", weight=weight, dy=dy)
-    has_rank("conv2d_backward_input", "dy", dy, 4, IMAGES)
-    _weight_fits("conv2d_backward_input", weight, dy.shape[3], weight.shape[-1] * groups, groups)
-    size = convolved_size("conv2d_backward_input", input_size, weight.shape[1:3], stride, padding, dilation)
-    has_shape("conv2d_backward_input", "dy", dy, (dy.shape[0], *size, weight.shape[0]))
+    _gives_input("conv2d_backward_input", dy, weight, input_size, stride, padding, dilation, groups)
+
+
+@operation
+def conv2d_backward_input_activation(
+    dy: Array,
+    weight: Array,
+    kept: Array | None,
+    activation: str,
+    input_size: Pair,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> Array:
+    """dz = dx f'(z), dx as of `conv2d_backward_input`: the gradient of this layer's input x = f(z), carried on to z.
+
+    z and f belong to the layer below, and kept is what its forward gave: (N, H, W, in), or None for "identity".
+    Returns dz: (N, H, W, in). In a 16-bit dtype dx may stay wider until it has been multiplied.
+    """
+    name = "conv2d_backward_input_activation"
+    _gives_input(name, dy, weight, input_size, stride, padding, dilation, groups)
+    has_kept(name, kept, activation, "dy", dy, (dy.shape[0], *input_size, weight.shape[-1] * groups))
 
 
 @operation
@@ -183,6 +241,42 @@ def transposed_output_size(
             f"{tuple(size)} with padding {padding}"
         )
     return height, width
+
+
+def _convolves(
+    operation: str,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> None:
+    """What every forward of a convolution asks of its arrays."""
+    same_dtype(operation, weight=weight, x=x, bias=bias)
+    has_rank(operation, "x", x, 4, IMAGES)
+    _weight_fits(operation, weight, weight.shape[0], x.shape[3], groups)
+    has_shape(operation, "bias", bias, (weight.shape[0],))
+    convolved_size(operation, x.shape[1:3], weight.shape[1:3], stride, padding, dilation)
+
+
+def _gives_input(
+    operation: str,
+    dy: Array,
+    weight: Array,
+    input_size: Pair,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> None:
+    """What every input gradient of a convolution asks of its arrays."""
+    same_dtype(operation, weight=weight, dy=dy)
+    has_rank(operation, "dy", dy, 4, IMAGES)
+    _weight_fits(operation, weight, dy.shape[3], weight.shape[-1] * groups, groups)
+    size = convolved_size(operation, input_size, weight.shape[1:3], stride, padding, dilation)
+    has_shape(operation, "dy", dy, (dy.shape[0], *size, weight.shape[0]))
 
 
 def _weight_fits(operation: str, weight: Array, out_channels: int, in_channels: int, groups: int) -> None:

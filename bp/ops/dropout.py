@@ -17,6 +17,8 @@ Sources: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, Dropout (2014
 Random Numbers: As Easy as 1, 2, 3 (2011).
 """
 
+from dataclasses import dataclass
+
 from bp.errors import ConfigurationError, DtypeError
 from bp.ops.array import Array, is_floating
 from bp.ops.operation import operation
@@ -37,6 +39,29 @@ def _check(name: str, array: Array, rate: float) -> None:
         raise DtypeError(f"{name} expected an array of a floating dtype, got {array.dtype}")
     if not 0 <= rate < 1:
         raise ConfigurationError(f"{name} expected a rate in [0, 1), got {rate}")
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """What draws the mask of one dropout, for an operation that drops elements of its result on the way.
+
+    The fields are the arguments of `dropout`, which draws the very same mask from them.
+    Raises ConfigurationError for a rate outside [0, 1).
+    """
+
+    control: Array
+    call_site: int
+    first_element: int
+    rate: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate < 1:
+            raise ConfigurationError(f"Mask expected a rate in [0, 1), got {self.rate}")
+
+    @property
+    def scale(self) -> float:
+        """1 / q: what kept elements are multiplied by."""
+        return LEVELS / (LEVELS - dropped_levels(self.rate))
 
 
 @operation

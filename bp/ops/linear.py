@@ -1,7 +1,25 @@
-"""Linear (GEMM): the product of activations and a weight matrix, and its two gradients."""
+"""Linear (GEMM): the product of activations and a weight matrix, its two gradients, and what may follow in one pass.
 
+What follows a layer's product, an activation f and a dropout, is part of the same operation where it can be: with m_i
+the mask of the dropout (0 where dropped, else 1 / q; 1 everywhere without dropout),
+
+    z = x W^T + b, y_i = m_i f(z_i) + residual_i.
+
+Backward, in two steps: dz_i = dL/dz_i = dy_i m_i f'(z_i), since y_i depends on z_i alone, and m does not depend on z;
+then dx = dz W and dW = dz^T x as for any linear layer. Where x itself came out of a layer below as m f(z_below), the
+gradient in front of that activation is (dz W)_i m_i f'(z_below_i): elementwise on the result of the product, and done
+in the same pass (`linear_backward_input_activation`). The residual receives dy as it is.
+
+What f' is taken from is `kept`: nothing for "identity" (f' = 1); for "relu" the result y after the mask, since y > 0
+exactly where z > 0 and the element was kept (1 / q >= 1 does not round a positive number to zero), so that m f' is
+1 / q where y > 0 or NaN, else 0; for "gelu", "gelu_tanh" and "silu", which fall and rise, z.
+"""
+
+from bp.errors import ConfigurationError
+from bp.ops.activation import has_kept, is_fused
 from bp.ops.array import Array
-from bp.ops.checks import contiguous, floating, has_shape, last_axis, same_dtype, wide_dtype
+from bp.ops.checks import contiguous, floating, has_shape, last_axis, same_device, same_dtype, wide_dtype
+from bp.ops.dropout import Mask
 from bp.ops.operation import operation
 
 
@@ -20,6 +38,47 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
 
 
 @operation
+def linear_activation(
+    x: Array, weight: Array, bias: Array | None, activation: str, mask: Mask | None, residual: Array | None
+) -> tuple[Array, Array | None]:
+    """y = m f(x W^T + b) + residual in one pass; returns (y, kept), what the backward of f needs (see above).
+
+    x: (..., in); weight: (out, in); bias: (out,) or None; activation: one of `bp.ops.activation.FUSED_ACTIVATIONS`,
+    where "gelu" is `gelu` with approximate "none" and "gelu_tanh" with "tanh"; mask: that of a dropout of y, whose
+    elements have the indices of y.ravel() (None: no dropout); residual: of the shape and dtype of y, or None.
+    Returns y: (..., out), and kept: None for "identity", y itself for "relu", else z, of the shape and dtype of y.
+    In a 16-bit dtype f may be applied before z is rounded to it. An element that the mask drops is 0 also where it is
+    not finite.
+    Raises ShapeError or DtypeError where these do not fit, ConfigurationError for another activation, or where a
+    residual comes with an activation: then y does not tell where z > 0.
+    """
+    last_axis("linear_activation", "x", x, weight.shape[1])
+    has_shape("linear_activation", "bias", bias, (weight.shape[0],))
+    floating("linear_activation", "weight", weight)
+    same_dtype("linear_activation", weight=weight, x=x, bias=bias, residual=residual)
+    is_fused("linear_activation", activation)
+    if residual is not None:
+        has_shape("linear_activation", "residual", residual, (*x.shape[:-1], weight.shape[0]))
+        if activation != "identity":
+            raise ConfigurationError(f"linear_activation expected a residual with 'identity' only, got {activation!r}")
+    if mask is not None:
+        same_device("linear_activation", "mask.control", mask.control, "x", x)
+
+
+@operation
+def linear_activation_backward(dy: Array, kept: Array | None, activation: str, mask: Mask | None) -> Array:
+    """dz = dy m f'(z), elementwise: the gradient in front of the activation, f' from `kept` (see above).
+
+    dy: any shape; kept: as `linear_activation` gave it, of that shape, None for "identity"; mask: that of the forward.
+    Returns dz of the shape of dy; for "identity" without a mask that is dy itself.
+    """
+    floating("linear_activation_backward", "dy", dy)
+    has_kept("linear_activation_backward", kept, activation, "dy", dy, dy.shape)
+    if mask is not None:
+        same_device("linear_activation_backward", "mask.control", mask.control, "dy", dy)
+
+
+@operation
 def linear_backward_input(dy: Array, weight: Array) -> Array:
     """dx = dy W: since y_o = sum_i W_oi x_i, dL/dx_i = sum_o dL/dy_o W_oi.
 
@@ -28,6 +87,25 @@ def linear_backward_input(dy: Array, weight: Array) -> Array:
     last_axis("linear_backward_input", "dy", dy, weight.shape[0])
     floating("linear_backward_input", "weight", weight)
     same_dtype("linear_backward_input", weight=weight, dy=dy)
+
+
+@operation
+def linear_backward_input_activation(
+    dy: Array, weight: Array, kept: Array | None, activation: str, mask: Mask | None
+) -> Array:
+    """dz = (dy W) m f'(z): the gradient of this layer's input x = m f(z), carried on to z in the same pass.
+
+    z, f and m belong to the layer below; kept and mask are those of its `linear_activation`. dy: (..., out);
+    weight: (out, in); kept: (..., in), or None for "identity"; returns dz: (..., in). In a 16-bit dtype dy W may stay
+    wider until it has been multiplied.
+    """
+    name = "linear_backward_input_activation"
+    last_axis(name, "dy", dy, weight.shape[0])
+    floating(name, "weight", weight)
+    same_dtype(name, weight=weight, dy=dy)
+    has_kept(name, kept, activation, "dy", dy, (*dy.shape[:-1], weight.shape[1]))
+    if mask is not None:
+        same_device(name, "mask.control", mask.control, "dy", dy)
 
 
 @operation

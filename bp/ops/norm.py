@@ -223,16 +223,37 @@ def batch_norm(
     Source: Ioffe and Szegedy, Batch Normalization (2015); the running variance in PyTorch's form.
     """
     _channels_last("batch_norm", x)
-    for name, array in (("gamma", gamma), ("beta", beta), ("running_mean", running_mean), ("running_var", running_var)):
-        has_shape("batch_norm", name, array, x.shape[-1:])
-    same_dtype("batch_norm", x=x, gamma=gamma, beta=beta)
-    wide_dtype("batch_norm", x, running_mean=running_mean, running_var=running_var)
-    if (running_mean is None) != (running_var is None):
-        raise ConfigurationError("batch_norm expected both of running_mean and running_var or neither, got one")
+    _normalises("batch_norm", x, gamma, beta, running_mean, running_var)
     if not training and running_mean is None:
         raise ConfigurationError("batch_norm expected running statistics in inference, got None")
-    if training and math.prod(x.shape[:-1]) < 2:
-        raise ShapeError(f"batch_norm expected at least 2 values per channel in training, got shape {x.shape}")
+    if training:
+        _has_variance("batch_norm", x)
+
+
+@operation
+def batch_norm_of(
+    x: Array,
+    mean: Array,
+    variance: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Array, Array]:
+    """`batch_norm` in training of an x whose statistics are known: whoever made x took them; returns (y, rstd).
+
+    mean, variance: (C,), of the values of each channel of x, the variance divided by their count n, as
+    `bp.ops.conv.conv2d_statistics` gives them. y = gamma (x - mean) rstd + beta; the running statistics, unless None,
+    are updated as by `batch_norm`. mean depends on x as there, so `batch_norm_backward` with training True is the
+    backward. x, y: (N, ..., C); the others: (C,). Errors as for `batch_norm`.
+    """
+    _channels_last("batch_norm_of", x)
+    has_shape("batch_norm_of", "mean", mean, x.shape[-1:])
+    has_shape("batch_norm_of", "variance", variance, x.shape[-1:])
+    _normalises("batch_norm_of", x, gamma, beta, running_mean, running_var)
+    _has_variance("batch_norm_of", x)
 
 
 @operation
@@ -255,6 +276,28 @@ def batch_norm_backward(
     """
     _backward("batch_norm_backward", dy, x, gamma, x.shape[-1:], dgamma, dbeta)
     _statistics("batch_norm_backward", mean, rstd, x.shape[-1:])
+
+
+def _normalises(
+    operation: str,
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+) -> None:
+    """What both forwards of batch norm ask of the arrays beside x."""
+    for name, array in (("gamma", gamma), ("beta", beta), ("running_mean", running_mean), ("running_var", running_var)):
+        has_shape(operation, name, array, x.shape[-1:])
+    same_dtype(operation, x=x, gamma=gamma, beta=beta)
+    wide_dtype(operation, x, running_mean=running_mean, running_var=running_var)
+    if (running_mean is None) != (running_var is None):
+        raise ConfigurationError(f"{operation} expected both of running_mean and running_var or neither, got one")
+
+
+def _has_variance(operation: str, x: Array) -> None:
+    if math.prod(x.shape[:-1]) < 2:
+        raise ShapeError(f"{operation} expected at least 2 values per channel in training, got shape {x.shape}")
 
 
 def _backward(

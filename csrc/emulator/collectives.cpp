@@ -18,7 +18,11 @@ void release_block_if_complete() {
     if (barrier.arrived == 0 || barrier.arrived + launch.exited < launch.thread_count) return;
     barrier.result = barrier.vote == Vote::any ? barrier.any : barrier.vote == Vote::all ? barrier.all : barrier.count;
     barrier.arrived = 0;
-    if (launch.request.kernel->detector) detector_block_barrier();
+    if (launch.request.kernel->detector) {
+        detector_block_barrier();
+        products_go_on();
+        stores_go_on();
+    }
     for (unsigned i = 0; i < launch.thread_count; ++i) {
         Thread& thread = launch.threads[i];
         if (thread.state == State::waiting && thread.waiting_for == block_barrier_name) resume(thread);
@@ -39,14 +43,15 @@ void arrive_named(unsigned id, unsigned threads, bool wait) {
     const bool detector = launch.request.kernel->detector;
     barrier.expected = threads;
     ++barrier.arrived;
-    if (detector) detector_release(id, launch.current->index);
+    Clocks& clocks = detector_named_barrier(id);
+    if (detector) detector_release(clocks, launch.current->index);
     if (wait) barrier.waiting.push_back(launch.current);
     if (barrier.arrived < threads) return;
     for (Thread* thread : barrier.waiting) {
-        if (detector) detector_acquire(id, thread->index);
+        if (detector) detector_acquire(clocks, thread->index);
         if (thread != launch.current) resume(*thread);
     }
-    if (detector) detector_clear(id);
+    clocks.clear();
     barrier.waiting.clear();
     barrier.expected = barrier.arrived = 0;
 }
@@ -147,6 +152,8 @@ void thread_exited(Thread& thread) {
     for (const Group& group : warp.groups)
         if (group.mask & bit)
             fault(group.site, "this thread exited, and %s with mask %08x waits for it", group.name, group.mask);
+    expect_stores_read(thread);
+    expect_products_done(thread);
     release_block_if_complete();
 }
 

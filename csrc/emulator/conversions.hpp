@@ -40,6 +40,38 @@ inline unsigned short bfloat_of_float(float x) {
     return x != x ? 0x7fff : static_cast<unsigned short>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
+// 8-bit floats: `mantissa` bits, exponents from 2^least on (where the mantissa has no hidden bit), at most `largest`.
+inline unsigned char small_of_float(float x, int mantissa, int least, float largest) {
+    const unsigned char sign = static_cast<unsigned char>(bits_of(x) >> 24 & 0x80u);
+    if (x != x) return 0x7f;
+    float size = float_of(bits_of(x) & 0x7fffffffu);
+    if (size > largest) size = largest;
+    const int exponent = static_cast<int>(bits_of(size) >> 23) - 127;
+    // Adding a power of two whose last place is that of the result rounds to it, ties to even; infinity cannot occur.
+    const int place = (exponent > least ? exponent : least) - mantissa;
+    const float magic = float_of(static_cast<unsigned>(place + 23 + 127) << 23);
+    const float rounded = (size + magic) - magic;
+    if (rounded == 0.0f) return sign;
+    const unsigned bits = bits_of(rounded);
+    const int power = static_cast<int>(bits >> 23) - 127;
+    if (power < least)  // no hidden bit
+        return static_cast<unsigned char>(
+            sign | static_cast<unsigned>(rounded * float_of(static_cast<unsigned>(mantissa - least + 127) << 23)));
+    return static_cast<unsigned char>(sign | static_cast<unsigned>(power - least + 1) << mantissa |
+                                      (bits >> (23 - mantissa) & ((1u << mantissa) - 1)));
+}
+
+inline unsigned char e4m3_of_float(float x) { return small_of_float(x, 3, -6, 448.0f); }
+inline unsigned char e5m2_of_float(float x) { return small_of_float(x, 2, -14, 57344.0f); }
+
+// e5m2 is the upper half of a binary16. e4m3 has no infinity, and NaN where all bits but the sign are set.
+inline float float_of_e5m2(unsigned char x) { return float_of_half(static_cast<unsigned short>(x << 8)); }
+inline float float_of_e4m3(unsigned char x) {
+    const unsigned sign = (x & 0x80u) << 24, rest = x & 0x7fu;
+    if (rest == 0x7fu) return float_of(sign | 0x7fc00000u);
+    return float_of(sign | bits_of(float_of(rest << 20) * 0x1p120f));  // the exponent is biased by 127 - 7 less
+}
+
 }  // namespace emulator
 
 #ifdef BP_EMULATOR  // in kernels, where the two types are defined

@@ -2,8 +2,15 @@
 //
 // A barrier of the whole block orders everything: it starts a new epoch, and accesses of different epochs of one block
 // are never in conflict. Only within an epoch do clocks matter: each thread has its own, which advances when the thread
-// publishes what it did (__syncwarp, a named barrier), and `known[t][u]`, the clock of u up to which t has seen u's
-// accesses. Epochs are never used twice, so whatever an older epoch left in the shadow is out of date by itself.
+// publishes what it did (__syncwarp, a named barrier, an mbarrier), and `known[t][u]`, the clock of u up to which t has
+// seen u's accesses. Epochs are never used twice, so whatever an older epoch left in the shadow is out of date by
+// itself.
+//
+// What the copy engine and the tensor cores do by themselves is done by further threads, the agents, which only exist
+// here. Each barrier has one, which writes what the loads bring that complete on it; its clock is the phase. Each
+// warpgroup has one that reads the factors of its products, and each warp one that reads what its stores copy; their
+// clocks count groups. A thread gets to know of an agent's clock by waiting for the phase or the group, so an access
+// that is not ordered after such a wait is a race like any other.
 #include "detector.hpp"
 
 #include <algorithm>
@@ -18,7 +25,7 @@
 namespace emulator {
 namespace {
 
-constexpr std::uint32_t pending = ~0u;  // the epoch of bytes that a cp.async will write
+constexpr std::uint32_t pending = ~0u;  // the epoch of bytes that a copy will write
 constexpr std::size_t shadow_page = 4096;
 constexpr std::size_t most_pages = 8192;  // of shadow kept from launch to launch
 
@@ -76,10 +83,23 @@ struct Region {
     }
 };
 
+// Who does it: a thread or an agent, and its clock.
+struct Actor {
+    unsigned index;
+    std::uint32_t clock;
+};
+
 struct Event {
     Access kind;
     std::uintptr_t address, place;
     bool whole;  // all bytes are meant: none is the padding of a structure
+    const char* name;
+    bool asynchronous = false;  // by the copy engine or a tensor core, past the ordinary path
+};
+
+// That a thread made what it had stored visible to them.
+struct Fence {
+    std::uint32_t epoch, clock;
 };
 
 std::uint32_t epoch = 1, first_of_block = 1, first_of_launch = 1;
@@ -91,8 +111,31 @@ std::unordered_map<std::uintptr_t, std::unique_ptr<Region>> pages;
 Region* recent_pages[256];
 
 std::vector<std::uint32_t> clocks, known, known_epoch;
-std::vector<std::uint32_t> published[named_barriers];
+unsigned columns = 0;  // of a row of `known`: threads, and agents where the kernel may have any
+Clocks published[named_barriers];
 std::vector<WarpReaders> tables;
+std::vector<Fence> fences[most_threads];
+// While a warpgroup does something together: what all of its threads know. Else that of the running thread counts.
+const std::uint32_t* known_together = nullptr;
+
+// The agents are numbered like threads, in warps of their own, since readers are remembered by warp.
+unsigned column_of(unsigned index) {
+    if (index < most_threads) return index;
+    const unsigned agent = index - most_threads, warp = agent / warp_lanes, lane = agent % warp_lanes;
+    if (warp < most_warpgroups) return launch.thread_count + warp;                                 // of products
+    if (warp < 2 * most_warpgroups) return launch.thread_count + most_warpgroups + 4 * (warp - most_warpgroups) + lane;
+    return launch.thread_count + 5 * most_warpgroups + agent - 2 * most_warpgroups * warp_lanes;  // of barriers
+}
+constexpr unsigned agent_columns = 5 * most_warpgroups + most_barriers;
+constexpr unsigned agent_warps = 2 * most_warpgroups;  // those that read
+
+unsigned slot_of(unsigned warp) {
+    return warp < most_threads / warp_lanes ? warp : launch.warp_count + warp - most_threads / warp_lanes;
+}
+unsigned warp_of_slot(unsigned slot) {
+    return slot < launch.warp_count ? slot : most_threads / warp_lanes + slot - launch.warp_count;
+}
+unsigned slots() { return launch.warp_count + (columns > launch.thread_count ? agent_warps : 0); }
 
 std::int32_t relative(std::uintptr_t place) {
     return static_cast<std::int32_t>(place - reinterpret_cast<std::uintptr_t>(launch.request.kernel->run));
@@ -103,18 +146,19 @@ std::uintptr_t absolute(std::int32_t place) {
 }
 
 std::uint32_t* known_by(unsigned thread) {
-    std::uint32_t* row = &known[std::size_t(thread) * launch.thread_count];
+    std::uint32_t* row = &known[std::size_t(thread) * columns];
     if (known_epoch[thread] != epoch) {
-        std::memset(row, 0, launch.thread_count * sizeof *row);
+        std::memset(row, 0, columns * sizeof *row);
         known_epoch[thread] = epoch;
     }
     return row;
 }
 
 bool ordered(unsigned earlier, std::uint32_t clock) {
+    if (known_together) return known_together[column_of(earlier)] >= clock;
     const unsigned self = launch.current->index;
     return earlier == self ||
-           (known_epoch[self] == epoch && known[std::size_t(self) * launch.thread_count + earlier] >= clock);
+           (known_epoch[self] == epoch && known[std::size_t(self) * columns + column_of(earlier)] >= clock);
 }
 
 // A lane in `lanes` whose read is not ordered before the running thread; -1: all are.
@@ -126,29 +170,53 @@ int unordered_reader(unsigned warp, std::uint32_t lanes, std::uint32_t clock) {
     return -1;
 }
 
-// other: the thread, -1 for one of another block.
+struct Name {
+    char text[64];
+};
+
+// index: of a thread or an agent, -1 for one of another block.
+Name name_of(int index) {
+    Name name{"another block"};
+    if (index >= static_cast<int>(most_threads)) {
+        const unsigned agent = static_cast<unsigned>(index) - most_threads, warp = agent / warp_lanes;
+        const char* const kinds[] = {"a product of warpgroup %u", "a store of warpgroup %u", "a load of barrier %u"};
+        const unsigned kind = std::min(warp / most_warpgroups, 2u);
+        const unsigned first = kind * most_warpgroups;
+        std::snprintf(name.text, sizeof name.text, kinds[kind], kind < 2 ? warp - first : agent - first * warp_lanes);
+    } else if (index >= 0) {
+        const uint3 at = launch.threads[static_cast<unsigned>(index)].coordinates;
+        std::snprintf(name.text, sizeof name.text, "thread %u,%u,%u", at.x, at.y, at.z);
+    }
+    return name;
+}
+
 [[noreturn]] void conflict(const Region& region, const Event& event, const char* before, int other,
                            std::int32_t place) {
-    const char* const kinds[] = {"read", "write", "atomic"};
-    char who[64] = "another block";
-    if (other >= 0) {
-        const uint3 at = launch.threads[static_cast<unsigned>(other)].coordinates;
-        std::snprintf(who, sizeof who, "thread %u,%u,%u", at.x, at.y, at.z);
-    }
     fail_at(event.place, reinterpret_cast<void*>(event.address), absolute(place),
             other >= 0 ? "race on %s memory: this %s is not ordered after the %s by %s at {1}"
                        : "two blocks on one address of %s memory: this %s, and a %s by %s at {1}",
-            region.shared ? "shared" : "global", kinds[static_cast<int>(event.kind)], before, who);
+            region.shared ? "shared" : "global", event.name, before, name_of(other).text);
 }
 
 bool of_other_block(std::uint32_t then) { return then >= first_of_launch && then < first_of_block; }
+
+// Whether the writer made its store visible past the ordinary path, and that is ordered before the event.
+bool is_fenced(const Writer& writer) {
+    const std::vector<Fence>& all = fences[writer.thread];
+    const auto fence = std::lower_bound(all.begin(), all.end(), writer.clock,
+                                        [](const Fence& f, std::uint32_t clock) { return f.clock < clock; });
+    return fence != all.end() && (fence->epoch < epoch || ordered(writer.thread, fence->clock));
+}
 
 void check_writer(const Region& region, const Cell& cell, const Event& event) {
     const Writer& writer = cell.writer;
     if (writer.epoch == pending)
         fail_at(event.place, reinterpret_cast<void*>(event.address), absolute(writer.place),
-                "missing wait: these bytes of shared memory are the target of the cp.async at {1}, which nobody has "
-                "waited for");
+                writer.thread < most_threads
+                    ? "missing wait: these bytes of shared memory are the target of the cp.async at {1}, which nobody "
+                      "has waited for"
+                    : "missing wait: these bytes of shared memory are the target of the load at {1}, and no thread "
+                      "has waited for the phase of its barrier");
     if (writer.epoch == epoch) {
         if (!ordered(writer.thread, writer.clock) && !(writer.atomic && event.kind == Access::atomic))
             conflict(region, event, writer.atomic ? "atomic" : "write", writer.thread, writer.place);
@@ -164,6 +232,12 @@ void check_writer(const Region& region, const Cell& cell, const Event& event) {
                 conflict(region, event, writer.atomic ? "atomic" : "write", -1, writer.place);
         }
     }
+    if (event.asynchronous && region.shared && writer.epoch >= first_of_block && writer.thread < most_threads &&
+        !is_fenced(writer))
+        fail_at(event.place, reinterpret_cast<void*>(event.address), absolute(writer.place),
+                "missing fence_async_proxy(): this %s goes past the ordinary path, and %s, which stored these bytes at "
+                "{1}, did not call it between that and the barrier",
+                event.name, name_of(writer.thread).text);
 }
 
 void check_readers(const Region& region, const Cell& cell, const Event& event) {
@@ -174,9 +248,9 @@ void check_readers(const Region& region, const Cell& cell, const Event& event) {
         if (!readers.spread) {
             other = unordered_reader(readers.warp, readers.lanes, readers.clock);
         } else {
-            for (unsigned warp = 0; warp < launch.warp_count && other < 0; ++warp) {
-                const WarpReaders& entry = tables[readers.table + warp];
-                other = unordered_reader(warp, entry.lanes, entry.clock);
+            for (unsigned slot = 0; slot < slots() && other < 0; ++slot) {
+                const WarpReaders& entry = tables[readers.table + slot];
+                other = unordered_reader(warp_of_slot(slot), entry.lanes, entry.clock);
                 place = entry.place;
             }
         }
@@ -203,9 +277,9 @@ void add_lane(Entry& entry, unsigned warp, unsigned lane, std::uint32_t clock, s
     entry.place = place;
 }
 
-void remember_reader(Cell& cell, std::int32_t place) {
-    const unsigned self = launch.current->index, warp = self / warp_lanes, lane = self % warp_lanes;
-    const std::uint32_t clock = clocks[self];
+void remember_reader(Cell& cell, Actor self, std::int32_t place) {
+    const unsigned warp = self.index / warp_lanes, lane = self.index % warp_lanes;
+    const std::uint32_t clock = self.clock;
     Readers& readers = cell.readers;
     if (readers.epoch != epoch) {
         if (of_other_block(readers.epoch)) {
@@ -219,11 +293,11 @@ void remember_reader(Cell& cell, std::int32_t place) {
     if (!readers.spread && readers.warp != warp) {
         readers.spread = true;
         readers.table = static_cast<std::uint32_t>(tables.size());
-        tables.resize(tables.size() + launch.warp_count, WarpReaders{});
-        tables[readers.table + readers.warp] = {readers.lanes, readers.clock, readers.place};
+        tables.resize(tables.size() + slots(), WarpReaders{});
+        tables[readers.table + slot_of(readers.warp)] = {readers.lanes, readers.clock, readers.place};
     }
     if (readers.spread)
-        add_lane(tables[readers.table + warp], warp, lane, clock, place);
+        add_lane(tables[readers.table + slot_of(warp)], warp, lane, clock, place);
     else
         add_lane(readers, warp, lane, clock, place);
 }
@@ -236,7 +310,7 @@ void for_cells(Region& region, std::uintptr_t address, std::size_t bytes, Body b
     for (std::size_t i = offset >> region.shift; i <= last; ++i) body(region.cells[i]);
 }
 
-void check(Region& region, std::size_t bytes, Event event) {
+void check(Region& region, std::size_t bytes, Event event, Actor actor) {
     if (!event.whole) {
         // The padding of a structure is read with it and never written: one byte that was written is enough.
         event.whole = true;
@@ -244,17 +318,19 @@ void check(Region& region, std::size_t bytes, Event event) {
                   [&](const Cell& cell) { event.whole &= cell.writer.epoch < first_of_block; });
     }
     const std::int32_t place = relative(event.place);
-    const unsigned self = launch.current->index;
     for_cells(region, event.address, bytes, [&](Cell& cell) {
         check_writer(region, cell, event);
         if (event.kind == Access::read) {
-            remember_reader(cell, place);
+            remember_reader(cell, actor, place);
         } else {
             check_readers(region, cell, event);
-            cell.writer = {epoch, clocks[self], place, static_cast<std::uint16_t>(self), event.kind == Access::atomic};
+            cell.writer = {epoch, actor.clock, place, static_cast<std::uint16_t>(actor.index),
+                           event.kind == Access::atomic};
         }
     });
 }
+
+Actor running_thread() { return {launch.current->index, clocks[launch.current->index]}; }
 
 Region& page_of(std::uintptr_t address) {
     const std::uintptr_t base = address / shadow_page * shadow_page;
@@ -303,7 +379,7 @@ void global_access(std::size_t bytes, const Event& event) {
                                           : static_cast<long long>(event.address + bytes - page.valid_end),
                     at < page.valid_begin ? "before" : "past the end of",
                     static_cast<unsigned long long>(page.valid_end - page.valid_begin));
-        check(page, part, {event.kind, at, event.place, event.whole});
+        check(page, part, {event.kind, at, event.place, event.whole, event.name}, running_thread());
         done += part;
     }
 }
@@ -314,8 +390,8 @@ Region* shared_region(std::uintptr_t address) {
     return nullptr;
 }
 
-void join(std::uint32_t* into, const std::uint32_t* from, unsigned count) {
-    for (unsigned i = 0; i < count; ++i) into[i] = std::max(into[i], from[i]);
+void join(std::uint32_t* into, const std::uint32_t* from, std::size_t count) {
+    for (std::size_t i = 0; i < count; ++i) into[i] = std::max(into[i], from[i]);
 }
 
 void new_epoch() {
@@ -340,7 +416,8 @@ void detector_launch_begins() {
     dynamic_shared_region.place(reinterpret_cast<std::uintptr_t>(launch.dynamic_base), launch.request.shared);
     static_shared.shared = dynamic_shared_region.shared = true;
     clocks.assign(count, 1);
-    known.resize(count * count);
+    columns = launch.thread_count + (kernel.agents ? agent_columns : 0);
+    known.resize(count * columns);
     known_epoch.assign(count, 0);
     first_of_launch = epoch + 1;
     active = true;
@@ -351,7 +428,8 @@ void detector_block_begins() {
     first_of_block = epoch;
     synchronized_by_atomic = false;
     std::fill(clocks.begin(), clocks.end(), 1u);
-    for (std::vector<std::uint32_t>& row : published) row.assign(row.size(), 0);
+    for (Clocks& row : published) row.clear();
+    for (unsigned thread = 0; thread < launch.thread_count; ++thread) fences[thread].clear();
     // Copies that the previous block never waited for.
     for (Region* region : {&static_shared, &dynamic_shared_region})
         if (region->shared && launch.copies_abandoned)
@@ -364,10 +442,10 @@ void detector_block_barrier() { new_epoch(); }
 
 void detector_warp_sync(unsigned warp, unsigned mask) {
     const unsigned first = warp * warp_lanes;
-    // Of other warps a lane knows something only where a named barrier told it.
+    // Of other warps a lane knows something only where a barrier of a part of the block told it.
     const bool told = named_barrier_epoch == epoch;
     const unsigned begin = told ? 0 : first;
-    const unsigned count = told ? launch.thread_count : std::min(warp_lanes, launch.thread_count - first);
+    const unsigned count = told ? columns : std::min(warp_lanes, launch.thread_count - first);
     static std::vector<std::uint32_t> joined;
     joined.assign(count, 0);
     for (unsigned lanes = mask; lanes; lanes &= lanes - 1) {
@@ -380,26 +458,35 @@ void detector_warp_sync(unsigned warp, unsigned mask) {
                     count * sizeof joined[0]);
 }
 
-void detector_release(unsigned barrier, unsigned thread) {
+void detector_release(Clocks& into, unsigned thread) {
     named_barrier_epoch = epoch;
-    std::vector<std::uint32_t>& row = published[barrier];
-    row.resize(launch.thread_count);
-    join(row.data(), known_by(thread), launch.thread_count);
-    row[thread] = std::max(row[thread], clocks[thread]++);
+    into.resize(columns);
+    join(into.data(), known_by(thread), columns);
+    into[thread] = std::max(into[thread], clocks[thread]++);
 }
 
-void detector_acquire(unsigned barrier, unsigned thread) {
-    join(known_by(thread), published[barrier].data(), launch.thread_count);
+void detector_acquire(const Clocks& from, unsigned thread) {
+    named_barrier_epoch = epoch;
+    join(known_by(thread), from.data(), from.size());
 }
 
-void detector_clear(unsigned barrier) { std::fill(published[barrier].begin(), published[barrier].end(), 0u); }
+Clocks& detector_named_barrier(unsigned barrier) { return published[barrier]; }
+
+void detector_join(Clocks& into, const Clocks& from) {
+    into.resize(std::max(into.size(), from.size()));
+    join(into.data(), from.data(), from.size());
+}
 
 void detector_access(Access kind, const void* pointer, std::size_t bytes, const void* place, bool aligned,
                      bool whole) {
     if (!active || !launch.current || bytes == 0) return;
     const auto address = reinterpret_cast<std::uintptr_t>(pointer);
-    if (launch.fibers.contains(pointer)) return;  // local variables
-    const Event event{kind, address, reinterpret_cast<std::uintptr_t>(place), whole};
+    if (launch.fibers.contains(pointer)) {  // local variables
+        if (launch.current->products_in_flight) check_accumulators(pointer, bytes, place);
+        return;
+    }
+    constexpr const char* names[] = {"read", "write", "atomic"};
+    const Event event{kind, address, reinterpret_cast<std::uintptr_t>(place), whole, names[static_cast<int>(kind)]};
     if (launch.overdue) time_is_up(event.place - 1);
     if (aligned && address & (bytes - 1))
         fail_at(event.place, pointer, 0, "misaligned %s of %zu bytes: the address is no multiple of it",
@@ -407,7 +494,7 @@ void detector_access(Access kind, const void* pointer, std::size_t bytes, const 
     if (Region* region = shared_region(address)) {
         if (address + bytes > region->begin + region->bytes)
             fail_at(event.place, pointer, 0, "out-of-bounds access of %zu bytes past the end of shared memory", bytes);
-        check(*region, bytes, event);
+        check(*region, bytes, event, running_thread());
     } else {
         if (kind == Access::atomic) synchronized_by_atomic = true;
         global_access(bytes, event);
@@ -430,6 +517,74 @@ void detector_copy_landed(char* shared, unsigned bytes) {
         });
 }
 
-void detector_launch_ends() { active = false; }
+Stamp detector_stamp() { return {epoch, clocks[launch.current->index], launch.current->index}; }
+
+bool detector_follows(const Stamp& earlier) {
+    return earlier.epoch < epoch || ordered(earlier.thread, earlier.clock);
+}
+
+void detector_fence() {
+    const unsigned self = launch.current->index;
+    fences[self].push_back({epoch, clocks[self]++});
+}
+
+void detector_load_pending(char* shared, std::size_t bytes, unsigned barrier, const void* place) {
+    Region& region = *shared_region(reinterpret_cast<std::uintptr_t>(shared));
+    const auto at = reinterpret_cast<std::uintptr_t>(shared);
+    check(region, bytes, {Access::write, at, reinterpret_cast<std::uintptr_t>(place), true, "load", true},
+          running_thread());
+    for_cells(region, at, bytes, [=](Cell& cell) {
+        cell.writer.epoch = pending;
+        cell.writer.thread = static_cast<std::uint16_t>(agent_of_barrier(barrier));
+    });
+}
+
+void detector_load_seen(char* shared, std::size_t bytes, unsigned barrier, std::uint32_t phase) {
+    for_cells(*shared_region(reinterpret_cast<std::uintptr_t>(shared)), reinterpret_cast<std::uintptr_t>(shared), bytes,
+              [=](Cell& cell) {
+                  cell.writer.epoch = epoch;
+                  cell.writer.clock = phase;
+                  cell.writer.thread = static_cast<std::uint16_t>(agent_of_barrier(barrier));
+              });
+}
+
+void detector_agent_reads(const char* shared, std::size_t bytes, unsigned agent, std::uint32_t clock, const char* name,
+                          const void* place) {
+    const auto at = reinterpret_cast<std::uintptr_t>(shared);
+    check(*shared_region(at), bytes, {Access::read, at, reinterpret_cast<std::uintptr_t>(place), true, name, true},
+          {agent, clock});
+}
+
+void detector_agent_goes_on(const char* shared, std::size_t bytes, unsigned agent, std::uint32_t clock,
+                            const void* place) {
+    const std::int32_t where = relative(reinterpret_cast<std::uintptr_t>(place));
+    for_cells(*shared_region(reinterpret_cast<std::uintptr_t>(shared)), reinterpret_cast<std::uintptr_t>(shared), bytes,
+              [=](Cell& cell) { remember_reader(cell, {agent, clock}, where); });
+}
+
+void detector_agent_done(unsigned agent, std::uint32_t clock, unsigned thread) {
+    named_barrier_epoch = epoch;
+    std::uint32_t& knows = known_by(thread)[column_of(agent)];
+    knows = std::max(knows, clock);
+}
+
+void detector_together(unsigned first, unsigned count) {
+    static std::vector<std::uint32_t> least;
+    least.assign(columns, ~0u);
+    for (unsigned thread = first; thread < first + count; ++thread) {
+        const std::uint32_t* row = known_by(thread);
+        const std::uint32_t own = least[thread];
+        for (unsigned i = 0; i < columns; ++i) least[i] = std::min(least[i], row[i]);
+        least[thread] = own;  // a thread knows what it did itself
+    }
+    known_together = least.data();
+}
+
+void detector_alone() { known_together = nullptr; }
+
+void detector_launch_ends() {
+    active = false;
+    known_together = nullptr;
+}
 
 }  // namespace emulator

@@ -17,6 +17,9 @@ namespace emulator {
 constexpr unsigned warp_lanes = 32;
 constexpr unsigned most_threads = 1024;
 constexpr unsigned named_barriers = 16;
+constexpr unsigned warpgroup_threads = 128;
+constexpr unsigned most_warpgroups = most_threads / warpgroup_threads;
+constexpr unsigned most_barriers = 64;  // of a block; there could be more on a GPU
 
 struct PendingCopy {
     char* destination;
@@ -36,6 +39,11 @@ struct Thread {
     Site waiting_at;
     unsigned copy_groups;               // cp.async groups committed so far
     std::vector<PendingCopy> copies;  // oldest first
+    unsigned waiting_barrier;           // its number, where the thread waits for one in shared memory
+    unsigned store_groups;              // likewise of stores of the copy engine,
+    unsigned product_groups;            // and of wgmma
+    bool product_fence;                 // since the last wait
+    bool products_in_flight;
 };
 
 // Lanes that have come to one warp collective, until all of its mask have.
@@ -120,6 +128,7 @@ struct Launch {
     bool active = false;
     volatile std::sig_atomic_t overdue = 0;  // the time is up
     bool copies_abandoned = false;  // cp.async was used: the next block finds copies that never landed
+    std::size_t loads_pending = 0;  // of the copy engine, that have not landed
 };
 
 extern Launch launch;
@@ -130,6 +139,36 @@ void suspend(const char* waiting_for, Site site);  // the running thread waits u
 void resume(Thread& thread);
 std::uint64_t random_below(std::uint64_t bound);
 bool is_shared(const void* address, std::size_t bytes);  // within the shared memory of the running block
+
+// Where a byte of shared memory lies in the 18 bits of address that instructions see. Its lowest ten bits are those of
+// the address here, so tiles of the 128-byte swizzle are the same on both.
+unsigned window_of(const void* address);
+char* address_in_window(unsigned window);  // nullptr: not in the block's shared memory
+
+// Barriers in shared memory (barriers.cpp).
+constexpr const char* barrier_wait_name = "barrier_wait";
+void reset_barriers();
+unsigned barrier_number(const void* barrier, Site site);  // a fault where none was initialised
+void expect_fenced(unsigned barrier, Site site);          // for the copy engine to see it
+unsigned barrier_phase(unsigned barrier);                 // how many are over
+// A load of the running phase has landed.
+void bytes_landed(unsigned barrier, unsigned phase, char* shared, std::size_t bytes, Site site);
+int describe_barrier_wait(char* text, std::size_t size, unsigned barrier);  // as snprintf
+void expect_all_seen();  // the loads, when the block has ended
+
+// The copy engine (tensor_copies.cpp).
+void reset_copies();
+void land_one_load();
+void read_some_store();
+void stores_go_on();  // after a barrier of the block, for the detector
+void expect_all_landed();  // when the block has ended
+void expect_stores_read(const Thread& thread);  // when it has ended
+
+// Products of warpgroups (wgmma.cpp).
+void reset_products();
+void products_go_on();
+void check_accumulators(const void* local, std::size_t bytes, const void* place);
+void expect_products_done(const Thread& thread);  // when it has ended
 
 // Collectives that wait for threads which exit (collectives.cpp).
 void reset_collectives();

@@ -21,12 +21,14 @@ struct Kernel {
     char* shared_begin;             // its static shared memory
     char* shared_end;
     int detector;  // whether the unit's accesses are hooked
+    int agents;    // whether it may start copies and products that go on by themselves
 };
 
 // Ends the launch with a report about the running thread. printf's formats.
 [[noreturn]] void fault(Site site, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
 void* dynamic_shared();
+void* dynamic_shared_tiles();  // the same; a fault where it is at no multiple of 1024
 
 enum class Vote { none, any, all, count };
 
@@ -70,5 +72,31 @@ void load_matrix(const void* row, unsigned* registers, unsigned matrices, bool t
 enum class Element { float16, bfloat16, tf32 };
 // mma.sync m16n8k16 (16-bit elements) or m16n8k8 (tf32): d = a b + d for the fragments of this lane.
 void multiply_accumulate(Element element, float* d, const unsigned* a, const unsigned* b, Site site);
+
+// mbarrier: `barrier` is its 8 bytes of shared memory.
+void barrier_init(void* barrier, unsigned count, Site site);
+void barrier_init_fence();
+void barrier_arrive(void* barrier, unsigned bytes, Site site);  // bytes: how many more the phase waits for
+void barrier_wait(void* barrier, unsigned parity, Site site);
+
+// cp.async.bulk.tensor: map is a TensorMap, `at` has `rank` coordinates.
+void load_box(void* shared, const void* map, void* barrier, const int* at, int rank, Site site);
+void load_pixels(void* shared, const void* map, void* barrier, const int* at, unsigned tap_w, unsigned tap_h,
+                 Site site);
+void store_box(const void* map, const void* shared, const int* at, int rank, Site site);
+void commit_stores();
+void wait_stores(unsigned groups_in_flight);
+void fence_async_proxy();
+void prefetch_tensor_map(const void* map, Site site);
+
+// wgmma: what a descriptor holds of a tile's address; the four instructions; setmaxnreg.
+enum class Factor { float16, bfloat16, tf32, e4m3, e5m2 };
+unsigned tile_address(const void* tile, Site site);
+void warpgroup_fence();
+void warpgroup_multiply(Factor a, Factor b, bool a_is_mn_major, bool b_is_mn_major, float* d, unsigned registers,
+                        unsigned long long descriptor_a, unsigned long long descriptor_b, bool accumulate, Site site);
+void warpgroup_commit();
+void warpgroup_wait(unsigned groups_in_flight, Site site);
+void set_registers(unsigned registers, Site site);
 
 }  // namespace emulator

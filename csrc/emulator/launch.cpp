@@ -85,6 +85,7 @@ extern "C" int bp_launch(const Request* request, Report* report) {
         run_blocks(launch.request);
     }
     launch.active = false;
+    launch.copies_abandoned |= failed;
     detector_launch_ends();
     launch.current = nullptr;
     restore_signal_handlers();

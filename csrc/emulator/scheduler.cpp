@@ -1,4 +1,5 @@
 // Runs the threads of a block, each until it waits or exits.
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <utility>
@@ -25,10 +26,17 @@ void run_unstarted();
 
 // Ready threads come before unstarted ones, so a warp runs on to the barrier of the block before the next one starts.
 Fiber* next_fiber() {
+    const unsigned long long seed = launch.request.seed;
+    if (seed && launch.loads_pending && random_below(4) == 0) land_one_load();
+    if (seed) read_some_store();
+    // What the copy engine loads lands at the latest when nobody could go on without it.
+    while (launch.loads_pending && launch.ready.size() == launch.first_ready &&
+           launch.started == launch.thread_count && launch.exited < launch.thread_count)
+        land_one_load();
     const std::size_t ready = launch.ready.size() - launch.first_ready;
     const bool unstarted = launch.started < launch.thread_count;
-    if (ready > 0 && !(launch.request.seed && unstarted && random_below(4) == 0)) {
-        if (launch.request.seed)
+    if (ready > 0 && !(seed && unstarted && random_below(4) == 0)) {
+        if (seed)
             std::swap(launch.ready[launch.first_ready], launch.ready[launch.first_ready + random_below(ready)]);
         Thread& thread = *launch.ready[launch.first_ready++];
         if (launch.first_ready == launch.ready.size()) {
@@ -73,6 +81,11 @@ void run_unstarted() {
         Site site;
         unsigned count;
         const Thread* first;
+        bool is_same(const Thread& thread) const {
+            return site.line == thread.waiting_at.line && !std::strcmp(name, thread.waiting_for) &&
+                   !std::strcmp(site.file, thread.waiting_at.file) &&
+                   (name != barrier_wait_name || first->waiting_barrier == thread.waiting_barrier);
+        }
     };
     std::vector<Waiting> places;
     for (unsigned i = 0; i < launch.thread_count; ++i) {
@@ -80,22 +93,25 @@ void run_unstarted() {
         if (thread.state != State::waiting) continue;
         bool known = false;
         for (Waiting& place : places)
-            if (place.site.line == thread.waiting_at.line && !std::strcmp(place.name, thread.waiting_for) &&
-                !std::strcmp(place.site.file, thread.waiting_at.file)) {
+            if (place.is_same(thread)) {
                 ++place.count;
                 known = true;
             }
         if (!known) places.push_back({thread.waiting_for, thread.waiting_at, 1, &thread});
     }
-    char text[1024];
+    char text[1400];
     int used = 0;
     for (const Waiting& place : places) {
         const uint3 at = place.first->coordinates;
-        if (used < static_cast<int>(sizeof text) - 1)
-            used += std::snprintf(text + used, sizeof text - static_cast<std::size_t>(used),
-                                  "%s%u thread%s in %s at %s:%d (the first: thread %u,%u,%u)", used ? "; " : "",
-                                  place.count, place.count == 1 ? "" : "s", place.name, place.site.file,
-                                  place.site.line, at.x, at.y, at.z);
+        const auto rest = [&] { return sizeof text - static_cast<std::size_t>(used); };
+        if (rest() > 1)
+            used += std::snprintf(text + used, rest(), "%s%u thread%s in %s at %s:%d (the first: thread %u,%u,%u)",
+                                  used ? "; " : "", place.count, place.count == 1 ? "" : "s", place.name,
+                                  place.site.file, place.site.line, at.x, at.y, at.z);
+        used = std::min(used, static_cast<int>(sizeof text) - 1);
+        if (place.name == barrier_wait_name && rest() > 1)
+            used += describe_barrier_wait(text + used, rest(), place.first->waiting_barrier);
+        used = std::min(used, static_cast<int>(sizeof text) - 1);
     }
     fail("deadlock: %u of %u threads have exited, the others wait for ever: %s", launch.exited, launch.thread_count,
          text);
@@ -143,16 +159,23 @@ void run_block(unsigned long long block) {
             thread.copy_groups = 0;
             thread.copies.clear();
         }
+        thread.store_groups = thread.product_groups = 0;
+        thread.product_fence = thread.products_in_flight = false;
     }
     if (launch.request.seed)
         for (unsigned i = launch.thread_count; i > 1; --i)
             std::swap(launch.order[i - 1], launch.order[random_below(i)]);
     reset_collectives();
+    reset_barriers();
+    reset_copies();
+    reset_products();
     if (kernel.detector) detector_block_begins();
     launch.running = &launch.scheduler;
     continue_with(next_fiber());
     launch.current = nullptr;
     if (launch.exited < launch.thread_count) report_deadlock();
+    expect_all_landed();
+    expect_all_seen();
 }
 
 bool is_shared(const void* address, std::size_t bytes) {
@@ -162,7 +185,34 @@ bool is_shared(const void* address, std::size_t bytes) {
            (begin >= launch.dynamic_base && begin + bytes <= launch.dynamic_base + launch.request.shared);
 }
 
+constexpr std::uintptr_t window_bytes = 256 * 1024, tile_alignment = 1024;
+
+// Dynamic shared memory ends at a page, and so at the end of the window; static shared memory lies at its beginning.
+unsigned window_of(const void* address) {
+    const auto* at = static_cast<const char*>(address);
+    const Kernel& kernel = *launch.request.kernel;
+    if (at >= kernel.shared_begin && at < kernel.shared_end)
+        return static_cast<unsigned>(at - kernel.shared_begin +
+                                     reinterpret_cast<std::uintptr_t>(kernel.shared_begin) % tile_alignment);
+    return static_cast<unsigned>(at - (dynamic_shared_end() - window_bytes));
+}
+
+char* address_in_window(unsigned window) {
+    const Kernel& kernel = *launch.request.kernel;
+    char* address = dynamic_shared_end() - window_bytes + window;
+    if (address >= launch.dynamic_base) return is_shared(address, 1) ? address : nullptr;
+    address = kernel.shared_begin - reinterpret_cast<std::uintptr_t>(kernel.shared_begin) % tile_alignment + window;
+    return is_shared(address, 1) ? address : nullptr;
+}
+
 void* dynamic_shared() { return launch.dynamic_base; }
+
+void* dynamic_shared_tiles() {
+    if (reinterpret_cast<std::uintptr_t>(launch.dynamic_base) % tile_alignment)
+        fail("dynamic shared memory for tiles at a multiple of %u takes a size that is one, got %llu bytes",
+             static_cast<unsigned>(tile_alignment), launch.request.shared);
+    return launch.dynamic_base;
+}
 
 unsigned lane() { return launch.current->index % warp_lanes; }
 

@@ -6,8 +6,11 @@
 #include "interface.hpp"
 
 #ifndef __CUDA_ARCH__
-#define __CUDA_ARCH__ 800  // cp.async, ldmatrix, and mma.sync of bfloat16 and tf32 have twins
+#define __CUDA_ARCH__ 900  // all intrinsics of kernels/include have twins
 #endif
+
+// Whether copies and products of the unit go on by themselves; kernels/include/barrier.cuh says so.
+#define BP_AGENTS 0
 
 #define __global__
 #define __device__
@@ -16,6 +19,7 @@
 #define __noinline__ __attribute__((noinline))
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __constant__ static const
+#define __grid_constant__
 #define __restrict__ __restrict
 // The variables of one kernel stand together in a section, whose name the unit defines before each kernel, so that the
 // engine can poison them before every block.

@@ -2,20 +2,34 @@
 #pragma once
 #include "types.cuh"
 
-#ifndef BP_EMULATOR
+// A place in shared memory that is counted in bytes, in one register: what a pointer has two for. copy_async, load_matrix
+// and load_shared take either.
+#ifdef BP_EMULATOR
+
+typedef unsigned char* SharedPlace;
+
+inline SharedPlace shared_place(unsigned char* shared) { return shared; }
+
+#else
+
+typedef uint32 SharedPlace;
 
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ uint32 shared_addr(const void* shared) {
     return static_cast<uint32>(__cvta_generic_to_shared(shared));
 }
 
+__device__ __forceinline__ uint32 shared_addr(SharedPlace place) { return place; }
+
+__device__ __forceinline__ SharedPlace shared_place(unsigned char* shared) { return shared_addr(shared); }
+
 #endif
 
 // Starts a copy of BYTES (4, 8 or 16; both addresses multiples of it). The data must not be touched before the
 // copy's group has been waited for, and not by other threads before a barrier after that. Of the source, the first
 // `valid` bytes are read (0: none, and the address may be anything); the rest of the destination becomes zero.
-template <int BYTES>
-__device__ __forceinline__ void copy_async(void* shared, const void* global, uint32 valid = BYTES) {
+template <int BYTES, typename Place>
+__device__ __forceinline__ void copy_async(Place shared, const void* global, uint32 valid = BYTES) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async copies 4, 8 or 16 bytes");
 #ifdef BP_EMULATOR
     emulator::async_copy(shared, global, BYTES, valid, {__FILE__, __LINE__});

@@ -47,11 +47,21 @@ struct Residue {
 template <typename Type>
 struct Patches {
     struct Row {
-        const Type* image;  // first pixel, first channel of the group; null for a window beyond the last
-        int row, column;    // of tap (0, 0)
+        const Type* image;   // first pixel, first channel of the group
+        int row, column;     // of tap (0, 0); for a window beyond the last, so far out that no tap reaches an image
+        uint32 y, x;         // of the window
+        const Type* corner;  // the pixel under tap (0, 0), as if images had no edges
+    };
+
+    struct Column {
+        int64 channel;
+        int u, v;
+        int down, across;  // from tap (0, 0) to (u, v)
+        int64 offset;      // of the element, from the corner on
     };
 
     const Type* images;  // first channel of the group
+    const Type* last;    // behind all of them
     int64 rows;
     ConvAxis height, width;
     int64 stride, channels;  // from pixel to pixel; of the group
@@ -59,16 +69,51 @@ struct Patches {
 
     __device__ __forceinline__ Patches(const Type* images, int64 count, const ConvAxis& height, const ConvAxis& width,
                                        int64 stride, int64 channels)
-        : images(images), rows(count * height.positions * width.positions), height(height), width(width),
-          stride(stride), channels(channels),
+        : images(images), last(images + count * height.size * width.size * stride),
+          rows(count * height.positions * width.positions), height(height), width(width), stride(stride),
+          channels(channels),
           aligned(aligned16(images) && stride % Vector<Type>::size == 0 && channels % Vector<Type>::size == 0) {}
 
     __device__ __forceinline__ Row row(int64 r) const {
-        if (r >= rows) return {nullptr, 0, 0};
+        if (r >= rows) return beyond();
         const Quotient line = divide(r, width.positions), image = divide(line.quotient, height.positions);
-        return {images + image.quotient * height.size * width.size * stride,
-                static_cast<int>(image.remainder) * height.step + height.origin,
-                static_cast<int>(line.remainder) * width.step + width.origin};
+        return window(images + image.quotient * height.size * width.size * stride,
+                      static_cast<uint32>(image.remainder), static_cast<uint32>(line.remainder));
+    }
+
+    __device__ __forceinline__ Column column(int64 element) const {
+        const Quotient tap = divide(element, channels), place = divide(tap.quotient, width.taps);
+        return under(static_cast<int>(place.quotient), static_cast<int>(place.remainder), tap.remainder);
+    }
+
+    // The row, the column further on. What is small is faster to count than to divide.
+    __device__ __forceinline__ void advance_row(Row& row, int by) const {
+        uint32 x = row.x + by, y = row.y;
+        const Type* image = row.image;
+        while (x >= width.positions) {
+            x -= width.positions;
+            if (++y < height.positions) continue;
+            y = 0;
+            image += height.size * width.size * stride;
+        }
+        row = image < last ? window(image, y, x) : beyond();
+    }
+    __device__ __forceinline__ void advance_column(Column& column, int by) const {
+        int64 channel = column.channel + by;
+        int u = column.u, v = column.v;
+        while (channel >= channels) {
+            channel -= channels;
+            if (++v == width.taps) v = 0, ++u;
+        }
+        column = under(u, v, channel);
+    }
+
+    // WIDTH elements from `column` on, which lie in one pixel.
+    template <int WIDTH>
+    __device__ __forceinline__ Piece<Type> piece(const Row& row, const Column& column) const {
+        const uint32 h = static_cast<uint32>(row.row) + static_cast<uint32>(column.down);
+        const uint32 w = static_cast<uint32>(row.column) + static_cast<uint32>(column.across);
+        return {row.corner + column.offset, column.u < height.taps && h < height.size && w < width.size ? WIDTH : 0};
     }
 
     __device__ __forceinline__ Vector<Type> load(const Row& patch, int64 element) const {
@@ -93,10 +138,24 @@ struct Patches {
 
     // The pixel under tap (u, v), null outside the image and beyond the last tap.
     __device__ __forceinline__ const Type* pixel(const Row& patch, int64 u, int v) const {
-        if (patch.image == nullptr || u >= height.taps) return nullptr;
+        if (u >= height.taps) return nullptr;
         const int h = patch.row + static_cast<int>(u) * height.reach, w = patch.column + v * width.reach;
         const bool inside = h >= 0 && h < height.size && w >= 0 && w < width.size;
         return inside ? patch.image + (static_cast<int64>(h) * width.size + w) * stride : nullptr;
+    }
+
+private:
+    __device__ __forceinline__ Row window(const Type* image, uint32 y, uint32 x) const {
+        const int row = static_cast<int>(y) * height.step + height.origin;
+        const int column = static_cast<int>(x) * width.step + width.origin;
+        return {image, row, column, y, x, image + (static_cast<int64>(row) * width.size + column) * stride};
+    }
+    __device__ __forceinline__ Row beyond() const {
+        return {last, height.reach < 0 ? -1 : -2147483647 - 1, 0, 0, 0, last};
+    }
+    __device__ __forceinline__ Column under(int u, int v, int64 channel) const {
+        const int down = u * height.reach, across = v * width.reach;
+        return {channel, u, v, down, across, (static_cast<int64>(down) * width.size + across) * stride + channel};
     }
 };
 
@@ -104,7 +163,12 @@ struct Patches {
 // u(a) = first_tap + period a, and likewise v(b).
 template <typename Type>
 struct TurnedWeights {
-    typedef const Type* Row;
+    struct Row {
+        const Type* at;  // null beyond the last
+        int64 output;
+        int a, b;
+    };
+    typedef int64 Column;
 
     const Type* weight;  // of the group
     int64 outputs, channels;
@@ -121,13 +185,38 @@ struct TurnedWeights {
 
     __device__ __forceinline__ Row row(int64 r) const {
         const Quotient tap = divide(r, outputs), place = divide(tap.quotient, horizontal.axis.taps);
-        if (place.quotient >= vertical.axis.taps) return nullptr;
-        const int u = vertical.first_tap + static_cast<int>(place.quotient) * vertical.period;
-        const int v = horizontal.first_tap + static_cast<int>(place.remainder) * horizontal.period;
-        return weight + ((tap.remainder * kernel_height + u) * kernel_width + v) * channels;
+        return under(static_cast<int>(place.quotient), static_cast<int>(place.remainder), tap.remainder);
+    }
+    __device__ __forceinline__ Column column(int64 c) const { return c; }
+
+    // The row, the column further on.
+    __device__ __forceinline__ void advance_row(Row& row, int by) const {
+        int64 output = row.output + by;
+        int a = row.a, b = row.b;
+        while (output >= outputs) {
+            output -= outputs;
+            if (++b == horizontal.axis.taps) b = 0, ++a;
+        }
+        row = under(a, b, output);
+    }
+    __device__ __forceinline__ void advance_column(Column& column, int by) const { column += by; }
+
+    // WIDTH elements from `column` on.
+    template <int WIDTH>
+    __device__ __forceinline__ Piece<Type> piece(const Row& row, Column column) const {
+        const int64 left = channels - column;
+        const int valid = left < WIDTH ? static_cast<int>(left < 0 ? 0 : left) : WIDTH;
+        return {row.at + column, row.at == nullptr ? 0 : valid};
     }
 
-    __device__ __forceinline__ Vector<Type> load(Row row, int64 column) const {
-        return load_part(row, column, channels, aligned);
+    __device__ __forceinline__ Vector<Type> load(const Row& row, int64 column) const {
+        return load_part(row.at, column, channels, aligned);
+    }
+
+private:
+    __device__ __forceinline__ Row under(int a, int b, int64 output) const {
+        const int u = vertical.first_tap + a * vertical.period, v = horizontal.first_tap + b * horizontal.period;
+        const bool exists = a < vertical.axis.taps;
+        return {exists ? weight + ((output * kernel_height + u) * kernel_width + v) * channels : nullptr, output, a, b};
     }
 };

@@ -59,10 +59,19 @@ __device__ __forceinline__ Vector<Type> load_part(const Type* at, int64 column, 
     return v;
 }
 
+// Elements beside each other where they lie, of which the first `valid` exist. The address is aligned to all of them,
+// also where none exists.
+template <typename Type>
+struct Piece {
+    const Type* at;
+    int valid;
+};
+
 // rows x columns elements, `stride` from one row to the next.
 template <typename Type>
 struct Matrix {
     typedef const Type* Row;  // null: beyond the last
+    typedef int64 Column;
 
     const Type* at;
     int64 rows, columns, stride;
@@ -73,6 +82,21 @@ struct Matrix {
           aligned(aligned16(at) && stride % Vector<Type>::size == 0) {}
 
     __device__ __forceinline__ Row row(int64 r) const { return r < rows ? at + r * stride : nullptr; }
+    __device__ __forceinline__ Column column(int64 c) const { return c; }
+
+    // The row, the column further on.
+    __device__ __forceinline__ void advance_row(Row& row, int by) const {
+        row = row != nullptr && at + (rows - by) * stride > row ? row + by * stride : nullptr;
+    }
+    __device__ __forceinline__ void advance_column(Column& column, int by) const { column += by; }
+
+    // WIDTH elements from `column` on.
+    template <int WIDTH>
+    __device__ __forceinline__ Piece<Type> piece(Row row, Column column) const {
+        const int64 left = columns - column;
+        const int valid = left < WIDTH ? static_cast<int>(left < 0 ? 0 : left) : WIDTH;
+        return {row + column, row == nullptr ? 0 : valid};
+    }
 
     __device__ __forceinline__ Vector<Type> load(Row row, int64 column) const {
         return load_part(row, column, columns, aligned);

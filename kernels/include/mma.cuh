@@ -1,4 +1,5 @@
-// Matrix instructions of a warp (sm_80 and later): ldmatrix and mma.sync. The whole warp calls them together.
+// Matrix instructions of a warp: ldmatrix and mma.sync. The whole warp calls them together. On sm_75 there are ldmatrix
+// and the product of float16; sm_80 and later have all.
 //
 // Fragments are named arrays of registers in the layouts of the PTX ISA. For lane l, with g = l / 4 and t = l % 4:
 //   m16n8k16, 16-bit elements, two in a register, the lower half first:
@@ -8,12 +9,13 @@
 //   d, both:  d[0] (g, 2t)  d[1] (g, 2t+1)  d[2] (g+8, 2t)  d[3] (g+8, 2t+1)
 #pragma once
 #include "async.cuh"
+#include "vector.cuh"
 
 // Loads MATRICES (1, 2 or 4) matrices of 8 x 8 elements of 16 bits from shared memory. Lane 8m + r passes the address
 // of row r of matrix m, a multiple of 16; lanes from 8 * MATRICES on pass any. registers[m] receives elements 2t and
 // 2t+1 of row g of matrix m, or, TRANSPOSED, of its column g.
-template <int MATRICES, bool TRANSPOSED = false>
-__device__ __forceinline__ void load_matrix(uint32 (&registers)[MATRICES], const void* row) {
+template <int MATRICES, bool TRANSPOSED = false, typename Place = const void*>
+__device__ __forceinline__ void load_matrix(uint32 (&registers)[MATRICES], Place row) {
     static_assert(MATRICES == 1 || MATRICES == 2 || MATRICES == 4, "ldmatrix loads 1, 2 or 4 matrices");
 #ifdef BP_EMULATOR
     emulator::load_matrix(row, registers, MATRICES, TRANSPOSED, {__FILE__, __LINE__});
@@ -52,9 +54,37 @@ __device__ __forceinline__ void load_matrix(uint32 (&registers)[MATRICES], const
 #endif
 }
 
-template <int MATRICES>
-__device__ __forceinline__ void load_matrix_transposed(uint32 (&registers)[MATRICES], const void* row) {
+template <int MATRICES, typename Place>
+__device__ __forceinline__ void load_matrix_transposed(uint32 (&registers)[MATRICES], Place row) {
     load_matrix<MATRICES, true>(registers, row);
+}
+
+// A float of shared memory, for fragments that ldmatrix cannot make.
+__device__ __forceinline__ float load_shared(SharedPlace place) {
+#ifdef BP_EMULATOR
+    return *reinterpret_cast<const float*>(place);
+#else
+    float x;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(place) : "memory");
+    return x;
+#endif
+}
+
+// 16 bytes to a multiple of 16, as store16.
+template <typename Type>
+__device__ __forceinline__ void store16_shared(SharedPlace place, const Vector<Type>& value) {
+#ifdef BP_EMULATOR
+    store16(reinterpret_cast<Type*>(place), value);
+#else
+    union {
+        uint4 words;
+        Vector<Type> elements;
+    } x;
+    x.elements = value;
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(place), "r"(x.words.x), "r"(x.words.y),
+                 "r"(x.words.z), "r"(x.words.w)
+                 : "memory");
+#endif
 }
 
 // d += a b, one 16 x 8 tile over a depth of 16 elements of the 16-bit type Type. Sums are in float.
@@ -78,11 +108,22 @@ inline void multiply_accumulate<bfloat16>(float (&d)[4], const uint32 (&a)[4], c
 template <>
 __device__ __forceinline__ void multiply_accumulate<float16>(float (&d)[4], const uint32 (&a)[4],
                                                               const uint32 (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    // m16n8k8 of the lower and of the upper half of the depth: its fragments are halves of these.
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+        asm volatile(
+            "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+            "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
+#endif
 }
 
 template <>

@@ -35,6 +35,29 @@ struct Moments {
     }
 };
 
+// The moments of WIDTH columns of equally many numbers.
+template <int WIDTH>
+struct ColumnMoments {
+    float count = 0.0f;
+    float mean[WIDTH] = {};
+    float spread[WIDTH] = {};
+
+    // By Chan's formulae, as Moments::add; one division for all columns.
+    __device__ __forceinline__ void add(
+        float other_count, const float (&other_mean)[WIDTH], const float (&other_spread)[WIDTH]
+    ) {
+        if (other_count == 0.0f) return;
+        const float total = count + other_count, weight = other_count / total;
+#pragma unroll
+        for (int k = 0; k < WIDTH; ++k) {
+            const float distance = other_mean[k] - mean[k];
+            mean[k] += distance * weight;
+            spread[k] += other_spread[k] + distance * distance * (count * weight);
+        }
+        count = total;
+    }
+};
+
 // A mean as the sum of two floats: `high` is the float next to it, `low` what that leaves out, up to half a unit in
 // its last place. Beside a mean of 10,000 that is 5e-4, which a standard deviation of 1 would show.
 struct WideMean {

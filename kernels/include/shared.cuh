@@ -10,3 +10,13 @@
     extern __shared__ __align__(16) unsigned char name##_bytes[]; \
     type* const name = reinterpret_cast<type*>(name##_bytes)
 #endif
+
+// The same at a multiple of 1024 bytes, from which the 128-byte swizzle of tensor_map.cuh and wgmma.cuh counts.
+// `shared` of the launch is a multiple of 1024 too: the emulator ends it at a page that cannot be touched.
+#ifdef BP_EMULATOR
+#define DYNAMIC_SHARED_TILES(type, name) type* const name = static_cast<type*>(emulator::dynamic_shared_tiles())
+#else
+#define DYNAMIC_SHARED_TILES(type, name)                            \
+    extern __shared__ __align__(1024) unsigned char name##_bytes[]; \
+    type* const name = reinterpret_cast<type*>(name##_bytes)
+#endif

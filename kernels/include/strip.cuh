@@ -1,7 +1,7 @@
 // A block that walks down a strip of columns of a matrix, each thread keeping to the same columns.
 #pragma once
+#include "elements.cuh"
 #include "moments.cuh"
-#include "vector.cuh"
 
 // store16 for global memory, in one instruction for certain: with addresses that are computed as here, NVRTC 12.9 makes
 // four of it.
@@ -20,34 +20,6 @@ __device__ __forceinline__ void store_whole(Type* address, const Vector<Type>& v
                  : "memory");
 #endif
 }
-
-template <typename Type, int WIDTH>
-struct Elements {
-    Type at[WIDTH];
-};
-
-// The moments of WIDTH columns of equally many numbers.
-template <int WIDTH>
-struct ColumnMoments {
-    float count = 0.0f;
-    float mean[WIDTH] = {};
-    float spread[WIDTH] = {};
-
-    // By Chan's formulae, as Moments::add; one division for all columns.
-    __device__ __forceinline__ void add(
-        float other_count, const float (&other_mean)[WIDTH], const float (&other_spread)[WIDTH]
-    ) {
-        if (other_count == 0.0f) return;
-        const float total = count + other_count, weight = other_count / total;
-#pragma unroll
-        for (int k = 0; k < WIDTH; ++k) {
-            const float distance = other_mean[k] - mean[k];
-            mean[k] += distance * weight;
-            spread[k] += other_spread[k] + distance * distance * (count * weight);
-        }
-        count = total;
-    }
-};
 
 // `across` neighbouring threads hold WIDTH neighbouring columns each, so that rows are read in whole lines; the block
 // takes THREADS / across rows at a time, its phases. A thread beyond the last phase, or the last column, is not

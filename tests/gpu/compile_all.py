@@ -17,11 +17,14 @@ from bp.ops.device import find_device
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
-    device: Any = find_device(parser.parse_args().device)
+    parser.add_argument("--quick", action="store_true", help="one of ten: whether they compile at all")
+    arguments = parser.parse_args()
+    device: Any = find_device(arguments.device)
     build: Callable[..., Any] = functools.partial(unit.compile_unit, detector=False)
     if device.name == "cuda":
         build = functools.partial(nvrtc.compile_unit, architecture=device.architecture)
-    units = [(s.path, defines) for s in load() if s.least <= device.capability for defines in s.units()]
+    units = [(s.path, dict(u.defines)) for s in load() for u in s.units() if u.runs_on(device.capability)]
+    units = units[::10] if arguments.quick else units
     begun = time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda one: build(*one), units))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hopper_cases
 import ml_dtypes
 import numpy as np
 
@@ -36,12 +37,19 @@ def _kernel(source: Source, name: str, shared: str = "0") -> Kernel:
 
 @dataclass(frozen=True)
 class Case:
-    """run: the outputs on a device. They may differ between devices by absolute + relative * |value|; 0: by no bit."""
+    """run: the outputs on a device. They may differ between devices by absolute + relative * |value|; 0: by no bit.
+
+    only: the compute capability of the GPUs that have the instruction, where it is not all of them.
+    """
 
     name: str
     run: Callable[[Any], np.ndarray]
     relative: float = 0.0
     absolute: Any = 0.0
+    only: int | None = None
+
+    def runs_on(self, device: Any) -> bool:
+        return self.only in (None, device.capability)
 
 
 # Inputs, the same with every version of NumPy -----------------------------------------------------------------------
@@ -210,6 +218,126 @@ def _product(element: str, integers: bool) -> Case:
     return Case(f"mma_{element}_{'integers' if integers else 'reals'}", run, absolute=error)
 
 
+# wgmma and the copy engine, on sm_90 alone.
+
+# Types, major orders, columns, whether of integers.
+WARPGROUP_PRODUCTS = [
+    *((types, majors, 64, True) for types, majors in hopper_cases.PRODUCTS),
+    *(("bf16", majors, columns, True) for majors in ("K K", "MN MN") for columns in (128, 256)),
+    *((types, "K K", 64, False) for types in hopper_cases.TYPES),
+]
+
+
+def warpgroup_operands(types: str, columns: int, integers: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """a (64, depth), b (columns, depth) and c (64, columns) in float32, exact in the element types."""
+    depth, _, *dtypes = hopper_cases.depth_of(types), *hopper_cases.TYPES[types]
+    sizes = (64, depth), (columns, depth), (64, columns)
+    a, b, c = (uniform(m * n, -2, 2, 20 + k).reshape(m, n) for k, (m, n) in enumerate(sizes))
+    if integers:
+        a, b, c = (np.round(4 * array) for array in (a, b, c))
+    elif types == "tf32":
+        a, b = ((array.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32) for array in (a, b))
+    else:
+        a, b = (array.astype(dtype).astype(np.float32) for array, dtype in zip((a, b), dtypes, strict=True))
+    return a, b, c
+
+
+def warpgroup_product(types: str, majors: str, columns: int, integers: bool) -> Case:
+    """d = a b^T + c by four instructions; integers are recorded as such, which takes less space."""
+    a, b, c = warpgroup_operands(types, columns, integers)
+    # The hardware adds what it has aligned to the largest of its addends and cut off there, to at least 2^-13 of it for
+    # 8-bit elements, where few bits are kept, and 2^-23 for others: in each of four instructions.
+    unit = 2.0**-13 if types.startswith("e") else 2.0**-23
+    error = 0.0 if integers else 2 * (a.shape[1] + 4) * unit * (np.abs(c) + np.abs(a) @ np.abs(b).T)
+
+    def run(device: Any) -> np.ndarray:
+        d = hopper_cases.product(device, types, majors, a, b, c)
+        return d.astype(np.int16) if integers else d
+
+    kind = "integers" if integers else "reals"
+    return Case(f"wgmma_{types}_{majors}_{columns}_{kind}".replace(" ", "_"), run, absolute=error, only=90)
+
+
+def _numbers(*shape: int) -> np.ndarray:
+    """1, 2, 3, ... as float16, exact up to 2048."""
+    return (np.arange(np.prod(shape)) % 2048 + 1).reshape(shape).astype(np.float16)
+
+
+def _boxes_loaded(device: Any) -> np.ndarray:
+    """Within the array and across its edges, in 2 to 5 dimensions, with each swizzle and with element strides."""
+    two, three, five = _numbers(20, 80), _numbers(9, 6, 64), _numbers(2, 3, 2, 4, 8)
+    four = five.reshape(6, 2, 4, 8)
+    loaded = [
+        hopper_cases.loaded_box(device, x, box, at, nbytes, swizzle=swizzle, element_strides=steps)
+        for x, box, at, nbytes, swizzle, steps in (
+            (two, (64, 8), (0, 0), 1024, 128, None),
+            (two, (64, 16), (40, 9), 2048, 128, None),
+            (two, (64, 16), (-7, -3), 2048, 128, None),
+            (two, (32, 16), (64, 18), 1024, 64, None),
+            (two, (16, 16), (-1, 5), 512, 32, None),
+            (two, (40, 4), (41, 1), 320, 0, None),
+            (two, (64, 8), (80, 0), 1024, 128, None),
+            (three, (64, 4, 2), (0, 3, 8), 1024, 128, None),
+            (three, (64, 5, 8), (0, -1, 2), 128 * 3 * 3, 128, (1, 2, 3)),
+            (four, (8, 3, 2, 2), (0, 2, 1, 5), 192, 0, None),
+            (five, (8, 2, 2, 3, 2), (0, 3, -1, 1, 1), 384, 0, None),
+        )
+    ]
+    return np.concatenate(loaded)
+
+
+def _boxes_stored(device: Any) -> np.ndarray:
+    x, bytes_of = _numbers(20, 80), words(16 * 64, 23).astype(np.uint8)
+    stored = [
+        hopper_cases.stored_box(device, x, box, at, np.resize(bytes_of, nbytes), swizzle=swizzle).view(np.uint16)
+        for box, at, nbytes, swizzle in (
+            ((64, 8), (0, 0), 1024, 128),
+            ((64, 8), (40, 17), 1024, 128),
+            ((32, 4), (-5, -2), 256, 64),
+            ((40, 4), (41, 1), 320, 0),
+        )
+    ]
+    return np.stack(stored)
+
+
+def _pixels_loaded(device: Any) -> np.ndarray:
+    """Of a convolution 3 x 3 with padding, then with strides and dilation: from the first pixel, from within, past the
+    last image."""
+    x = _numbers(2, 5, 6, 16)
+    near, far = ((-1, -1), (-1, -1), 16, 24), ((-2, -2), (-2, -2), 16, 8)
+    loaded = [
+        hopper_cases.loaded_pixels(device, x, columns, at, tap, swizzle=32, strides=strides)
+        for columns, at, tap, strides in (
+            (near, (0, -1, -1, 0), (0, 0), (1, 1)),
+            (near, (0, -1, -1, 0), (2, 1), (1, 1)),
+            (near, (0, 2, 3, 0), (1, 1), (1, 1)),
+            (near, (8, 4, 2, 1), (0, 2), (1, 1)),
+            (far, (0, -2, -2, 0), (4, 2), (2, 3)),
+            (far, (0, 0, 1, 1), (0, 4), (2, 3)),
+        )
+    ]
+    return np.concatenate(loaded)
+
+
+def floats_to_round_to_fp8() -> np.ndarray:
+    """The values of both types, the middles between them and what lies beside these, and what is too large or small."""
+    exponents, upper_bits, beside = np.arange(127 - 20, 127 + 18), np.arange(16), np.array([0, 1, -1])
+    bits = (exponents[:, None, None] << 23) + (upper_bits[:, None] << 19) + beside
+    special = np.array([0.0, 1e-45, 3e38, np.inf, np.nan], np.float32)
+    positive = np.concatenate([bits.ravel().astype(np.uint32).view(np.float32), special])
+    return np.concatenate([positive, -positive])
+
+
+def _hopper() -> list[Case]:
+    return [
+        *(warpgroup_product(*kind) for kind in WARPGROUP_PRODUCTS),
+        Case("boxes_loaded", _boxes_loaded, only=90),
+        Case("boxes_stored", _boxes_stored, only=90),
+        Case("pixels_loaded", _pixels_loaded, only=90),
+        Case("float_to_fp8", lambda device: hopper_cases.float_to_fp8(device, floats_to_round_to_fp8()), only=90),
+    ]
+
+
 def cases() -> list[Case]:
     """All of them."""
     rounding, line = floats_to_round(), uniform(4000, -30, 30, 9)
@@ -237,6 +365,7 @@ def cases() -> list[Case]:
         Case("copies", _copied),
         Case("named_barriers", _handed_over),
         *(_product(element, integers) for element in _ELEMENTS for integers in (True, False)),
+        *_hopper(),
     ]
 
 
@@ -273,14 +402,15 @@ def main() -> None:
     parser.add_argument("file", type=Path, nargs="?", default=FILE)
     arguments = parser.parse_args()
     device = find_device(arguments.device)
-    outputs = {case.name: case.run(device) for case in cases()}
+    outputs = {case.name: case.run(device) for case in cases() if case.runs_on(device)}
     about = json.loads(arguments.about) | {"device": device.name}
     arguments.file.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(arguments.file, about=np.array(json.dumps(about)), **outputs)
     print(f"{len(outputs)} cases, {arguments.file.stat().st_size:,} bytes: {arguments.file}")
     try:
         emulator = find_device("emulator")
-        found = [difference(case, outputs[case.name], case.run(emulator)) for case in cases()]
+        recorded = [case for case in cases() if case.name in outputs]
+        found = [difference(case, outputs[case.name], case.run(emulator)) for case in recorded]
     except (OSError, BPError) as error:  # no compiler of C++, say
         print(f"not compared with the emulator: {error}")
         return

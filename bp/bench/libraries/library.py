@@ -4,7 +4,7 @@ import ctypes
 import gc
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from bp.bench.benchmark import Work
 from bp.bench.drawing import Drawn
+from bp.errors import ConfigurationError
 
 # Seconds, so that threads are awake and caches warm. Where cores are virtual that is not always enough: a thread may
 # wake on the core of the one that woke it, and wait there for a time slice of some 4 ms.
@@ -66,6 +67,13 @@ class Library(ABC):
     def compiled(self, work: Work) -> Work:
         """The same work under the library's compiler."""
         raise NotImplementedError(f"{type(self).__name__} has no compiler")
+
+    def graph(self, works: Sequence[Work]) -> Callable[[], object]:
+        """What launches all of these, one after the other, as one; each has run before. For GPUs alone.
+
+        Raises ConfigurationError where one of them does what cannot be replayed.
+        """
+        raise ConfigurationError(f"device '{self.device}' has no graphs of launches")
 
     def seconds(self, run: Work, runs: int, cold: bool) -> float:
         """Of one run, by the mean of so many in a row; those of the first `WARM_UP` seconds, before, are not counted.

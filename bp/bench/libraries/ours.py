@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -40,7 +41,8 @@ class OursOnDevice(Library):
         own: Any = find_device(name)
         self.own = own
         capability = f"{own.capability // 10}.{own.capability % 10}"
-        super().__init__(name, {"bp": bp.__version__, "compute capability": capability} | self._cupy_versions())
+        versions = {"bp": bp.__version__, "compute capability": capability, "kernel choice": own.kernel_choice}
+        super().__init__(name, versions | self._cupy_versions())
         self._clock: DeviceClock | None = None
 
     def _cupy_versions(self) -> dict[str, str]:
@@ -96,6 +98,21 @@ class OursOnDevice(Library):
 
     def synchronize(self) -> None:
         self.own.synchronize()
+
+    def graph(self, works: Sequence[Work]) -> Callable[[], object]:
+        """Captured from the stream, with what cuBLAS launches there; outputs are given back, so that none is allocated
+        meanwhile."""
+        if self.own.name != "cuda":
+            return super().graph(works)
+        stream = self.own.cupy.cuda.get_current_stream()
+        stream.begin_capture()
+        try:
+            for work in works:
+                work()
+        finally:
+            graph = stream.end_capture()
+        launch: Callable[[], object] = graph.launch
+        return launch
 
     def seconds(self, run: Work, runs: int, cold: bool) -> float:
         if self._clock is None:

@@ -9,13 +9,15 @@ from bp.bench.results import Entry, Row
 
 
 def sizes(row: Row) -> Markup:
-    """The sizes by name, the least work, and what the machine said of itself before and after."""
+    """The sizes by name, the least work, and what the machine said of itself meanwhile."""
     words = [f"{name} {size}" for name, size in row.sizes.items()]
     words += [units.flops(row.flops)] if row.flops > 0.0 else []
     words += [units.nbytes(row.nbytes)] if row.nbytes > 0.0 else []
     words += [f"at best {units.seconds(row.limit_seconds)}"] if row.limit_seconds is not None else []
     clocks = [units.clock(name, value) for name, value in row.clocks.items()]
-    return html(*(element("p", " · ".join(line)) for line in (words, clocks) if line))
+    clocks += [f"{reason} {units.percent(100 * share)} of the time" for reason, share in row.throttled.items()]
+    refused = element("p", f"refused: {row.refused}") if row.refused else None
+    return html(*(element("p", " · ".join(line)) for line in (words, clocks) if line), refused)
 
 
 def contestants(row: Row) -> Markup:

@@ -23,6 +23,7 @@ STATES = {
     "below": "below the target",
     "bad": "with a wrong or failed contestant",
     "untimed": "without a time of bp",
+    "refused": "refused: timed while the GPU held its clocks back",
 }
 
 
@@ -73,6 +74,7 @@ def _states(row: Row) -> list[str]:
         "below": row.target is not None and row.percent is not None and row.percent < row.target,
         "bad": any(entry.status in ("wrong", "failed") for entry in row.entries),
         "untimed": times(row) is None,
+        "refused": bool(row.refused),
     }
     return [state for state, holds in found.items() if holds]
 

@@ -29,12 +29,17 @@ class EmulatorDevice(CudaDevice):
 
     name = "emulator"
     array_type = EmulatorArray
-    capability = 80  # what its models of the instructions cover
+    capability = 90  # what its models of the instructions cover
 
     @property
     def precisions(self) -> tuple[str, ...]:
         """All that a GPU has; fp32 first, since here 16 bits save no time."""
         return "fp32", "tf32", "bf16", "fp16"
+
+    @property
+    def multiprocessors(self) -> int:
+        """So few that blocks which stay have more than one piece of work each."""
+        return 2
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +73,10 @@ class EmulatorDevice(CudaDevice):
         if variant.function is None or variant.function[0] != self.detector:
             unit = compile_unit(variant.kernel.source.path, dict(variant.unit.defines), detector=self.detector)
             variant.function = (self.detector, unit.function(variant.kernel.name), unit)
-        arguments: list[Any] = [convert(value) for convert, value in zip(variant.types, values, strict=True)]
+        arguments: list[Any] = [
+            _tensor_map(value) if isinstance(value, bytes) else convert(value)
+            for convert, value in zip(variant.types, values, strict=True)
+        ]
         for parameter, argument, value in zip(variant.parameters, arguments, values, strict=True):
             if isinstance(value, int) and not parameter.pointer and argument.value != value:
                 raise OverflowError(f"kernel {variant}: {parameter.name} = {value} does not fit in {parameter.type}")
@@ -85,6 +93,14 @@ class EmulatorDevice(CudaDevice):
 
     def synchronize(self) -> None:
         """Nothing to wait for: a launch returns when it has run."""
+
+
+def _tensor_map(value: bytes) -> Any:
+    """A copy at an address that is a multiple of 64, as kernels expect a TensorMap."""
+    buffer = ctypes.create_string_buffer(len(value) + 64)
+    aligned = (ctypes.c_char * len(value)).from_buffer(buffer, -ctypes.addressof(buffer) % 64)
+    aligned.raw = value
+    return aligned
 
 
 device = EmulatorDevice()

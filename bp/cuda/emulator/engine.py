@@ -170,7 +170,10 @@ def _short(path: str) -> str:
 
 
 def _line(place: _Place) -> str | None:
-    """Where in the source a machine address is: the innermost line, and the kernel's that led to it by inlining."""
+    """Where in the source a machine address is: the line of the kernel's file, and that of a header within it.
+
+    Of several lines of the kernel's file that led there by inlining, the innermost.
+    """
     module = place.module.decode()
     if not module:
         return None
@@ -183,7 +186,8 @@ def _line(place: _Place) -> str | None:
     lines = [_short(frame) for frame in frames if LAUNCH_TABLE not in frame]
     if not lines:
         return unknown
-    return lines[0] if lines[0] == lines[-1] else f"{lines[-1]} (in {lines[0]})"
+    kernel = next((line for line in lines if line.split(":")[0].endswith(".cu")), lines[-1])
+    return kernel if kernel == lines[0] else f"{kernel} (in {lines[0]})"
 
 
 _found_at_free: list[_Damage] = []  # a destructor cannot raise; check_canaries does

@@ -176,7 +176,7 @@ __attribute__((no_sanitize("thread"))) static void bp_run_{kernel.name}(void** a
     {kernel.name}({arguments});
 }}
 extern "C" __attribute__((visibility("default"))) const emulator::Kernel bp_kernel_{kernel.name} = {{
-    bp_run_{kernel.name}, __start_bp_shared_{number}, __stop_bp_shared_{number}, {int(detector)}}};
+    bp_run_{kernel.name}, __start_bp_shared_{number}, __stop_bp_shared_{number}, {int(detector)}, BP_AGENTS}};
 """
 
 
