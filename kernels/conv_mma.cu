@@ -16,8 +16,8 @@
 using Shape = TileShape<ROWS, COLUMNS, DOWN, ACROSS, SLICE, STAGES, ALIGNMENT>;
 static_assert(THREADS == Shape::threads, "a thread for each lane of the warps");
 constexpr int DEEP = SLICE / sizeof(T);  // elements of the depth in a slice
-// A data gradient in tf32 has no registers left beside two other blocks.
-constexpr int BLOCKS_BACK = is_16_bit<T>::value || BLOCKS < 3 ? BLOCKS : 2;
+// A data gradient in tf32 and tiles of 128 x 64 has no registers left beside two other blocks.
+constexpr int BLOCKS_BACK = is_16_bit<T>::value || ROWS < 128 || BLOCKS < 3 ? BLOCKS : 2;
 using Taps = FilledTaps<DEEP>;
 constexpr bool FILLED = ALIGNMENT == 16;  // every tap, to whole slices (conv_walk.cuh); else taps follow each other
 static_assert(DOWN * (1 + 2 * COLUMNS) * 4 <= Shape::stages * Shape::stage, "moments pass where the slices were");
@@ -234,7 +234,7 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS_WITH_SUMS) void mma_back
         tile.multiply(gradients, windows, place.row, place.column, begin, smaller(begin + part, pixels), memory, wanted);
     }
     // Computed again, so that it had no registers until here.
-    const int group_out = forgotten(out) / groups, columns = kh * kw * (forgotten(channels) / groups);
+    const int group_out = forgotten(out) / groups, columns = forgotten(kh) * kw * (forgotten(channels) / groups);
     const TileOrder place(group_out, columns, ROWS, COLUMNS);
     const Epilogue<T> epilogue{EPILOGUE_ARGUMENTS};
     const int64 behind = blockIdx.y * (out * columns + (column_sums != nullptr ? out : 0));

@@ -22,17 +22,14 @@ _source = Source(
 )
 
 
-def _kernel(way: str, bytes: str, instructions: tuple[str, ...], waiver: str = "") -> Kernel:
-    return _source.kernel(
-        f"mma_{way}", flops=FLOPS, bytes=bytes, shared=SHARED, instructions=instructions, waiver=waiver
-    )
+def _kernel(way: str, bytes: str, *instructions: str) -> Kernel:
+    return _source.kernel(f"mma_{way}", flops=FLOPS, bytes=bytes, shared=SHARED, instructions=("HMMA", *instructions))
 
 
-_forward = _kernel("forward", BYTES, ("HMMA", "LDSM"))
-_backward_input = _kernel("backward_input", BYTES, ("HMMA", "LDSM"))
-# Its factors lie across the depth, and there ldmatrix cannot take floats out of shared memory.
-_WAIVER = "tf32 in tiles of 128 x 128 has one word of 4 bytes too many for the 255 registers of sm_90"
-_backward_parameters = _kernel("backward_parameters", WIDE_BYTES, ("HMMA",), _WAIVER)
+# Where both factors lie across the depth, floats are taken out of shared memory without ldmatrix.
+_forward = _kernel("forward", BYTES, "LDSM")
+_backward_input = _kernel("backward_input", BYTES, "LDSM")
+_backward_parameters = _kernel("backward_parameters", WIDE_BYTES)
 
 
 def convolve(task: Convolution, variant: str) -> None:
