@@ -1,4 +1,5 @@
-// Activations: y = f(x) and dx = dy f'(x), one element after the other; the formulas are derived in bp/ops/activation.py.
+// Activations: y = f(x) and dx = dy f'(x), one element after the other; the formulas are derived in
+// bp/ops/activation.py.
 //
 // Streaming kernels: they read each input once and write the output once, 16 bytes at a time. Arithmetic is in float.
 // On an H200 a 16-bit forward leaves time for about 27 instructions an element, 3 of them special functions, and a

@@ -1,15 +1,15 @@
 // Bias and activation together: y = f(x + bias) along rows, and its backward with the sums of a bias gradient.
 //
-// `lanes` threads of a block lie beside each other along a row, each with the same few columns for all of its rows: their
-// bias is read once, and their gradients are summed in registers.
+// `lanes` threads of a block lie beside each other along a row, each with the same few columns for all of its rows:
+// their bias is read once, and their gradients are summed in registers.
 #include "activation.cuh"
 #include "elements.cuh"
 
 constexpr int THREADS = 256;
 constexpr int VECTOR = Vector<T>::size;
 
-// Which columns and rows a thread takes. A line is as many lanes as lie beside each other along a row; blockIdx.x counts
-// the splits of the rows, blockIdx.y the tiles of the columns. Threads beyond the last whole line have no work.
+// Which columns and rows a thread takes. A line is as many lanes as lie beside each other along a row; blockIdx.x
+// counts the splits of the rows, blockIdx.y the tiles of the columns. Threads beyond the last whole line have no work.
 struct Place {
     int lane, line, lines;
 

@@ -41,8 +41,8 @@ struct Block {
     }
 };
 
-// Calls body(p, offset) for the pieces p = 0, 1, ... of a thread, which begin at offset = p * step, below `left`; at most
-// PIECES. Unrolled, so that what p indexes stays in registers; the offsets do not stay there from call to call.
+// Calls body(p, offset) for the pieces p = 0, 1, ... of a thread, which begin at offset = p * step, below `left`; at
+// most PIECES. Unrolled, so that what p indexes stays in registers; the offsets do not stay there from call to call.
 template <int PIECES, typename Body>
 __device__ __forceinline__ void for_pieces(int64 left, int step, Body body) {
     const int end = forgotten(left < PIECES * step ? static_cast<int>(left) : PIECES * step);
@@ -125,8 +125,8 @@ __device__ __forceinline__ void held_backward(const T* dy, const T* y, T* dx, in
     });
 }
 
-// The online softmax: the sum of e^(x - largest) is kept for the largest so far, and scaled down when a larger one comes.
-// Source: Milakov and Gimelshein, Online normalizer calculation for softmax (2018).
+// The online softmax: the sum of e^(x - largest) is kept for the largest so far, and scaled down when a larger one
+// comes. Source: Milakov and Gimelshein, Online normalizer calculation for softmax (2018).
 template <int V>
 __device__ __forceinline__ void long_forward(const T* x, T* y, int64 columns, int logarithm, Block threads) {
     constexpr int PIECES = IN_FLIGHT / V;
@@ -201,8 +201,8 @@ __device__ __forceinline__ bool in_vectors(const T* array, int64 columns) {
 }
 
 // Calls body(at, columns, threads) for the rows of this thread, which begin at element `at`; with 0 columns beyond the
-// last row, so that all lanes of a warp make as many calls. Two loops, one for each width of access, take fewer registers
-// than one loop with two bodies.
+// last row, so that all lanes of a warp make as many calls. Two loops, one for each width of access, take fewer
+// registers than one loop with two bodies.
 template <typename Body>
 __device__ __forceinline__ void short_rows(int64 rows, int64 columns, int lanes, Body body) {
     const Lanes threads{lanes, static_cast<int>(threadIdx.x) % lanes};

@@ -1,5 +1,5 @@
-// Convolution, the rung of mma.sync: the matrix products of conv_tiled.cu in tiles on tensor cores, their operands copied
-// from the images into shared memory as they are needed.
+// Convolution, the rung of mma.sync: the matrix products of conv_tiled.cu in tiles on tensor cores, their operands
+// copied from the images into shared memory as they are needed.
 //
 //   mma_forward:             y (pixels of y, out)  = patches of x (pixels of y, taps in) W^T
 //   mma_backward_input:      dx (pixels of x, in)  = patches of dy (pixels of x, taps out) W, for each Residue
@@ -8,7 +8,6 @@
 // blockIdx.x is the tile, blockIdx.y the part of the depth, blockIdx.z the group. A group has whole pieces of ALIGNMENT
 // bytes of channels, so that none lies under two taps.
 #include "conv_walk.cuh"
-#include "convolution.cuh"
 #include "registers.cuh"
 #include "tile_moments.cuh"
 #include "tile_order.cuh"
@@ -24,8 +23,8 @@ static_assert(DOWN * (1 + 2 * COLUMNS) * 4 <= Shape::stages * Shape::stage, "mom
 static_assert(DOWN * ACROSS * Slab<Shape::warp_columns>::BYTES + ROWS * 4 <= Shape::stages * Shape::stage,
               "and so do results, and the pixels of rows");
 
-// The moments of the columns of a tile, from the sums in the registers of its warps: down the fragments of a thread, then
-// over the 8 lanes that have the same columns, then over the warps below each other. memory: that of the tile.
+// The moments of the columns of a tile, from the sums in the registers of its warps: down the fragments of a thread,
+// then over the 8 lanes that have the same columns, then over the warps below each other. memory: that of the tile.
 //
 // All columns have equally many rows, so the weights by which lanes are combined (moments.cuh) are computed once.
 template <typename Tile>
@@ -105,8 +104,7 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void mma_forward(const 
     {
         const int group_in = static_cast<int>(channels) / groups, group_out = static_cast<int>(out) / groups;
         const int64 depth = static_cast<int64>(kh) * kw * group_in, begin = blockIdx.y * part;
-        const Patches<T> patches(x + group * group_in, images, {h, p, kh, stride_h, dilation_h, -top},
-                                 {w, q, kw, stride_w, dilation_w, -left}, channels, group_in);
+        const Patches<T> patches = windows_of(x, {CONVOLUTION_ARGUMENTS}, group, group_in);
         const T* const of_group = weight + static_cast<int64>(group) * group_out * depth;
         const TileOrder place(pixels, group_out, ROWS, COLUMNS);
         if constexpr (FILLED) {
@@ -137,46 +135,26 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void mma_forward(const 
                   group_out);
 }
 
-// What a block of mma_backward_input computes: the pixels of one class (Residue), which has taps of its own, in a group.
-struct Class {
-    int group;
-    Residue vertical, horizontal;
-    int pixels;
-
-    __device__ __forceinline__ Class(int z, int64 images, int h, int w, int p, int q, int kh, int kw, int groups,
-                                     int stride_h, int stride_w, int top, int left, int dilation_h, int dilation_w,
-                                     int period_h, int period_w)
-        : group(z % groups), vertical(z / groups / stride_w, h, p, kh, stride_h, top, dilation_h, period_h),
-          horizontal(z / groups % stride_w, w, q, kw, stride_w, left, dilation_w, period_w),
-          pixels(images * vertical.axis.positions * horizontal.axis.positions) {
-        // Without a tap along one axis there is none at all; a width of one keeps divisions by it defined.
-        if (horizontal.axis.taps == 0) vertical.axis.taps = 0, horizontal.axis.taps = 1;
-    }
-};
-
-// blockIdx.z counts the group and the class. period: that of Residue. C is dx, its columns the input channels: a bias is
-// that of the transposed convolution. Where a window reaches beyond dy it sees zeros, which an infinite weight turns into
-// NaN; the definition has no such term.
+// blockIdx.z counts the group and the class. period: that of Residue. C is dx, its columns the input channels: a bias
+// is that of the transposed convolution. Where a window reaches beyond dy it sees zeros, which an infinite weight turns
+// into NaN; the definition has no such term.
 extern "C" __global__ __launch_bounds__(THREADS, BLOCKS_BACK) void mma_backward_input(
     const T* dy, const T* weight, EPILOGUE_PARAMETERS, CONVOLUTION_PARAMETERS, int period_h, int period_w, int64 part) {
     DYNAMIC_SHARED(unsigned char, memory);
-    const auto class_of = [&](int z) {
-        return Class(z, images, h, w, p, q, kh, kw, groups, stride_h, stride_w, top, left, dilation_h, dilation_w,
-                     period_h, period_w);
-    };
+    const Convolution of{CONVOLUTION_ARGUMENTS};
     __shared__ Tap table[MOST_TAPS];
     MmaTile<T, Shape, true, false> tile;
     {
-        const Class own = class_of(blockIdx.z);
+        const int group = blockIdx.z % groups;
+        const PixelClass own(static_cast<int>(blockIdx.z) / groups, of, period_h, period_w);
         if (own.pixels == 0) return;
         const int group_in = static_cast<int>(channels) / groups, group_out = static_cast<int>(out) / groups;
         const int64 begin = blockIdx.y * part;
         const TileOrder place(own.pixels, group_in, ROWS, COLUMNS);
         if (place.row >= own.pixels || place.column >= group_in) return;  // another class has more pixels
-        const Patches<T> patches(dy + own.group * group_out, images, own.vertical.axis, own.horizontal.axis, out,
-                                 group_out);
+        const Patches<T> patches = windows_of(dy, of, own, group, group_out);
         const int filter = kh * kw * group_in;  // elements
-        const T* const of_group = weight + static_cast<int64>(own.group) * group_out * filter;
+        const T* const of_group = weight + static_cast<int64>(group) * group_out * filter;
         if constexpr (FILLED) {
             Taps taps(table, begin, group_out, own.vertical.axis, own.horizontal.axis, [&](int u, int v) {
                 const int down = own.vertical.first_tap + u * own.vertical.period;
@@ -193,23 +171,19 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS_BACK) void mma_backward_
         }
     }
     // Computed again, so that none of it had a register until here.
-    const Class own = class_of(forgotten(blockIdx.z));
+    const int z = forgotten(blockIdx.z), group = z % groups;
+    const PixelClass own(z / groups, of, period_h, period_w);
     const int group_in = forgotten(channels) / groups;
     const TileOrder place(own.pixels, group_in, ROWS, COLUMNS);
     // Which pixels of dx the rows of the tile are, behind the slabs that results pass through.
     uint32* const pixels = reinterpret_cast<uint32*>(memory + Shape::stages * Shape::stage) - ROWS;
-    for (int i = threadIdx.x; i < ROWS; i += THREADS) {
-        const uint32 row = static_cast<uint32>(place.row) + i, line = row / own.horizontal.axis.positions;
-        const uint32 image = line / own.vertical.axis.positions, y = line - image * own.vertical.axis.positions;
-        const uint32 x = row - line * own.horizontal.axis.positions;
-        pixels[i] = (image * h + own.vertical.first + y * stride_h) * w + own.horizontal.first + x * stride_w;
-    }
+    for (int i = threadIdx.x; i < ROWS; i += THREADS) pixels[i] = static_cast<uint32>(own.place(place.row + i, of));
     __syncthreads();
     const Epilogue<T> epilogue{EPILOGUE_ARGUMENTS};
     const int64 behind = blockIdx.y * images * h * w * channels;  // of this block's part
     tile.store(memory, place.row, place.column, own.pixels, group_in, epilogue.vectors(group_in, channels),
                [&](int64 row, int64 column, const auto& sums) {
-                   const int64 channel = own.group * group_in + column;
+                   const int64 channel = group * group_in + column;
                    const int64 index = static_cast<int64>(pixels[row - place.row]) * channels + channel;
                    epilogue.store(behind + index, index, channel, sums);
                });
@@ -226,12 +200,12 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS_WITH_SUMS) void mma_back
         const int group_in = static_cast<int>(channels) / groups, group_out = static_cast<int>(out) / groups;
         const int64 begin = blockIdx.y * part, pixels = images * p * q;
         const Matrix<T> gradients(dy + group * group_out, pixels, group_out, out);
-        const Patches<T> patches(x + group * group_in, images, {h, p, kh, stride_h, dilation_h, -top},
-                                 {w, q, kw, stride_w, dilation_w, -left}, channels, group_in);
+        const Patches<T> patches = windows_of(x, {CONVOLUTION_ARGUMENTS}, group, group_in);
         const Windows<T> windows{patches, static_cast<int>(images)};
         const TileOrder place(group_out, kh * kw * group_in, ROWS, COLUMNS);
         const bool wanted = SUMS && column_sums != nullptr && place.column == 0;
-        tile.multiply(gradients, windows, place.row, place.column, begin, smaller(begin + part, pixels), memory, wanted);
+        const int64 end = smaller(begin + part, pixels);
+        tile.multiply(gradients, windows, place.row, place.column, begin, end, memory, wanted);
     }
     // Computed again, so that it had no registers until here.
     const int group_out = forgotten(out) / groups, columns = forgotten(kh) * kw * (forgotten(channels) / groups);

@@ -13,7 +13,6 @@
 // pixel: 57 in the forward pass, 133 for the data gradient, whose weights are turned as well, 77 for that of the
 // weights. With all of a slice unrolled, as it is here, the limits are 88%, 86% and 88%.
 #include "conv_operands.cuh"
-#include "convolution.cuh"
 #include "simt_tile.cuh"
 #include "tile_moments.cuh"
 #include "tile_order.cuh"
@@ -33,8 +32,7 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void simt_forward(const
     alignas(16) __shared__ float memory[Tile::MEMORY];
     const int64 group = blockIdx.z, group_in = channels / groups, group_out = out / groups;
     const int64 pixels = images * p * q, depth = kh * kw * group_in, begin = blockIdx.y * part;
-    const Patches<T> patches(x + group * group_in, images, {h, p, kh, stride_h, dilation_h, -top},
-                             {w, q, kw, stride_w, dilation_w, -left}, channels, group_in);
+    const Patches<T> patches = windows_of(x, {CONVOLUTION_ARGUMENTS}, group, group_in);
     const Matrix<T> weights(weight + group * group_out * depth, group_out, depth, depth);
     const TileOrder place(pixels, group_out, ROWS, COLUMNS);
     Tile tile;
@@ -77,31 +75,23 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void simt_backward_inpu
     typedef SimtTile<Shape, true, false> Tile;
     alignas(16) __shared__ float memory[Tile::MEMORY];
     const int64 group = blockIdx.z % groups;
-    const int residue = blockIdx.z / groups;
     const int64 group_in = channels / groups, group_out = out / groups;
-    Residue vertical(residue / stride_w, h, p, kh, stride_h, top, dilation_h, period_h);
-    Residue horizontal(residue % stride_w, w, q, kw, stride_w, left, dilation_w, period_w);
-    // Without a tap along one axis there is none at all; a width of one keeps divisions by it defined.
-    if (horizontal.axis.taps == 0) vertical.axis.taps = 0, horizontal.axis.taps = 1;
-    const int64 pixels = images * vertical.axis.positions * horizontal.axis.positions;
-    if (pixels == 0) return;
-    const TileOrder place(pixels, group_in, ROWS, COLUMNS);
-    if (place.row >= pixels || place.column >= group_in) return;  // another class has more pixels
-    const int64 depth = vertical.axis.taps * horizontal.axis.taps * group_out, begin = blockIdx.y * part;
-    const Patches<T> patches(dy + group * group_out, images, vertical.axis, horizontal.axis, out, group_out);
+    const Convolution of{CONVOLUTION_ARGUMENTS};
+    const PixelClass own(static_cast<int>(blockIdx.z) / groups, of, period_h, period_w);
+    if (own.pixels == 0) return;
+    const TileOrder place(own.pixels, group_in, ROWS, COLUMNS);
+    if (place.row >= own.pixels || place.column >= group_in) return;  // another class has more pixels
+    const int64 depth = own.vertical.axis.taps * own.horizontal.axis.taps * group_out, begin = blockIdx.y * part;
+    const Patches<T> patches = windows_of(dy, of, own, group, group_out);
     const TurnedWeights<T> weights(weight + group * group_out * kh * kw * group_in, group_out, kh, kw, group_in,
-                                   vertical, horizontal);
+                                   own.vertical, own.horizontal);
     Tile tile;
     tile.multiply(patches, weights, place.row, place.column, begin, smaller(begin + part, depth), memory);
     const Epilogue<T> epilogue{EPILOGUE_ARGUMENTS};
     const int64 behind = blockIdx.y * images * h * w * channels;  // of this block's part
-    tile.store(memory, place.row, place.column, pixels, group_in, epilogue.vectors(group_in, channels),
+    tile.store(memory, place.row, place.column, own.pixels, group_in, epilogue.vectors(group_in, channels),
                [&](int64 pixel, int64 column, const auto& sums) {
-                   const Quotient line = divide(pixel, horizontal.axis.positions);
-                   const Quotient image = divide(line.quotient, vertical.axis.positions);
-                   const int64 row = vertical.first + image.remainder * stride_h;
-                   const int64 i = (image.quotient * h + row) * w + horizontal.first + line.remainder * stride_w;
-                   const int64 channel = group * group_in + column, index = i * channels + channel;
+                   const int64 channel = group * group_in + column, index = own.place(pixel, of) * channels + channel;
                    epilogue.store(behind + index, index, channel, sums);
                });
 }
@@ -114,8 +104,7 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void simt_backward_para
     const int64 group = blockIdx.z, group_in = channels / groups, group_out = out / groups;
     const int64 pixels = images * p * q, columns = kh * kw * group_in, begin = blockIdx.y * part;
     const Matrix<T> gradients(dy + group * group_out, pixels, group_out, out);
-    const Patches<T> patches(x + group * group_in, images, {h, p, kh, stride_h, dilation_h, -top},
-                             {w, q, kw, stride_w, dilation_w, -left}, channels, group_in);
+    const Patches<T> patches = windows_of(x, {CONVOLUTION_ARGUMENTS}, group, group_in);
     const TileOrder place(group_out, columns, ROWS, COLUMNS);
     const bool wanted = column_sums != nullptr && place.column == 0;
     Tile tile;

@@ -10,7 +10,6 @@
 // blockIdx.x is the tile, blockIdx.y the part of the depth (parts are `part` long; see linear_tiled.cu; `stride` apart
 // in wide), blockIdx.z the group.
 #include "conv_operands.cuh"
-#include "convolution.cuh"
 #include "tile_moments.cuh"
 
 constexpr int THREADS = 256;
@@ -25,8 +24,7 @@ extern "C" __global__ __launch_bounds__(THREADS, 2) void conv_forward(const T* x
     __shared__ Tiles<T> tiles;
     const int64 group = blockIdx.z, group_in = channels / groups, group_out = out / groups;
     const int64 pixels = images * p * q, depth = kh * kw * group_in, begin = blockIdx.y * part;
-    const Patches<T> patches(x + group * group_in, images, {h, p, kh, stride_h, dilation_h, -top},
-                             {w, q, kw, stride_w, dilation_w, -left}, channels, group_in);
+    const Patches<T> patches = windows_of(x, {CONVOLUTION_ARGUMENTS}, group, group_in);
     const Matrix<T> weights(weight + group * group_out * depth, group_out, depth, depth);
     const TilePlace place(group_out);
     Micro sum;
@@ -66,30 +64,22 @@ extern "C" __global__ __launch_bounds__(THREADS, 2) void conv_backward_input(
     const T* dy, const T* weight, EPILOGUE_PARAMETERS, CONVOLUTION_PARAMETERS, int period_h, int period_w, int64 part) {
     __shared__ Tiles<T> tiles;
     const int64 group = blockIdx.z % groups;
-    const int residue = blockIdx.z / groups;
     const int64 group_in = channels / groups, group_out = out / groups;
-    Residue vertical(residue / stride_w, h, p, kh, stride_h, top, dilation_h, period_h);
-    Residue horizontal(residue % stride_w, w, q, kw, stride_w, left, dilation_w, period_w);
-    // Without a tap along one axis there is none at all; a width of one keeps divisions by it defined.
-    if (horizontal.axis.taps == 0) vertical.axis.taps = 0, horizontal.axis.taps = 1;
-    const int64 pixels = images * vertical.axis.positions * horizontal.axis.positions;
+    const Convolution of{CONVOLUTION_ARGUMENTS};
+    const PixelClass own(static_cast<int>(blockIdx.z) / groups, of, period_h, period_w);
     const TilePlace place(group_in);
-    if (place.row >= pixels) return;  // another class has more pixels
-    const int64 depth = vertical.axis.taps * horizontal.axis.taps * group_out, begin = blockIdx.y * part;
-    const Patches<T> patches(dy + group * group_out, images, vertical.axis, horizontal.axis, out, group_out);
+    if (place.row >= own.pixels) return;  // another class has more pixels
+    const int64 depth = own.vertical.axis.taps * own.horizontal.axis.taps * group_out, begin = blockIdx.y * part;
+    const Patches<T> patches = windows_of(dy, of, own, group, group_out);
     const TurnedWeights<T> weights(weight + group * group_out * kh * kw * group_in, group_out, kh, kw, group_in,
-                                   vertical, horizontal);
+                                   own.vertical, own.horizontal);
     Micro sum;
     multiply_tile<true, false, T>(patches, weights, place.row, place.column, begin, smaller(begin + part, depth), tf32,
                                   tiles, sum, [] {});
     const Epilogue<T> epilogue{EPILOGUE_ARGUMENTS};
     const int64 behind = blockIdx.y * images * h * w * channels;  // of this block's part
-    store_tile(sum, place.row, place.column, pixels, group_in, [&](int64 pixel, int64 column, float value) {
-        const Quotient line = divide(pixel, horizontal.axis.positions);
-        const Quotient image = divide(line.quotient, vertical.axis.positions);
-        const int64 row = vertical.first + image.remainder * stride_h;
-        const int64 i = (image.quotient * h + row) * w + horizontal.first + line.remainder * stride_w;
-        const int64 channel = group * group_in + column, index = i * channels + channel;
+    store_tile(sum, place.row, place.column, own.pixels, group_in, [&](int64 pixel, int64 column, float value) {
+        const int64 channel = group * group_in + column, index = own.place(pixel, of) * channels + channel;
         const float one[1] = {value};
         epilogue.store(behind + index, index, channel, one);
     });
@@ -102,8 +92,7 @@ extern "C" __global__ __launch_bounds__(THREADS, 2) void conv_backward_parameter
     const int64 group = blockIdx.z, group_in = channels / groups, group_out = out / groups;
     const int64 pixels = images * p * q, columns = kh * kw * group_in, begin = blockIdx.y * part;
     const Matrix<T> gradients(dy + group * group_out, pixels, group_out, out);
-    const Patches<T> patches(x + group * group_in, images, {h, p, kh, stride_h, dilation_h, -top},
-                             {w, q, kw, stride_w, dilation_w, -left}, channels, group_in);
+    const Patches<T> patches = windows_of(x, {CONVOLUTION_ARGUMENTS}, group, group_in);
     const TilePlace place(columns);
     const bool adds = sums != nullptr && place.column == 0 && threadIdx.x < TILE;
     float total = 0.0f;

@@ -1,8 +1,8 @@
 // Dropout: a mask of random bits, drawn where it is needed and never stored; bp/ops/dropout.py states which bits.
 //
-// Forward and backward are the same kernel. A thread draws the 128 bits of a chunk, eight elements whose logical indices
-// share all but the last three bits. Philox is about 10 instructions an element, the rest 7: within the 27 that a
-// 16-bit stream leaves time for on an H200.
+// Forward and backward are the same kernel. A thread draws the 128 bits of a chunk, eight elements whose logical
+// indices share all but the last three bits. Philox is about 10 instructions an element, the rest 7: within the 27 that
+// a 16-bit stream leaves time for on an H200.
 #include "dropout_mask.cuh"
 #include "vector.cuh"
 

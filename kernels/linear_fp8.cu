@@ -1,10 +1,10 @@
 // Matrix product of 8-bit factors on Hopper's tensor cores, C = scale A B^T: the last rung, twice the rate of 16 bits.
 //
-// A (m, k) and B (n, k) are the bytes that linear_fp8_quantize.cu made, both with the depth along their rows, which is all
-// that wgmma takes of 8-bit elements. Inside, it keeps about 14 bits of a sum, too few for a long one: after each slice of
-// 128 of the depth the sums go over to float32 registers and start anew. That is 64 additions a thread and slice beside
-// four wgmma of 64 x 128 x 32; while one consumer adds, the other has the tensor cores.
-// Source: DeepSeek-AI, DeepSeek-V3 Technical Report (2024), section 3.3.2.
+// A (m, k) and B (n, k) are the bytes that linear_fp8_quantize.cu made, both with the depth along their rows, which is
+// all that wgmma takes of 8-bit elements. Inside, it keeps about 14 bits of a sum, too few for a long one: after each
+// slice of 128 of the depth the sums go over to float32 registers and start anew. That is 64 additions a thread and
+// slice beside four wgmma of 64 x 128 x 32; while one consumer adds, the other has the tensor cores. Source:
+// DeepSeek-AI, DeepSeek-V3 Technical Report (2024), section 3.3.2.
 #include "product.cuh"
 #include "tile_order.cuh"
 #include "wgmma_tile.cuh"

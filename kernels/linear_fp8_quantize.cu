@@ -1,8 +1,8 @@
 // A matrix of 16-bit floats in 8 bits, for a product of 8-bit factors (linear_fp8.cu): as it lies, transposed, or both.
 //
-// The tensor cores take 8-bit factors only with the depth running along their rows. The forward pass wants x and W as they
-// lie, the backward pass their transposes, so one pass over the source writes what is asked for: 2 bytes read and 1 or 2
-// written for each element, and 2 more bytes read for the largest size, which the scale follows from.
+// The tensor cores take 8-bit factors only with the depth running along their rows. The forward pass wants x and W as
+// they lie, the backward pass their transposes, so one pass over the source writes what is asked for: 2 bytes read and
+// 1 or 2 written for each element, and 2 more bytes read for the largest size, which the scale follows from.
 //
 // The scale is a power of two, so that scaling rounds nothing. What is not finite becomes NaN: it must not turn into a
 // large number, and e4m3 has no infinity.
@@ -53,9 +53,9 @@ __device__ __forceinline__ uint8 quantized(float x, float scale, bool gradient) 
     return gradient ? to_e5m2(x * scale) : to_e4m3(x * scale);
 }
 
-// copy: rows x columns bytes, `copy_stride` apart; transposed: columns x rows bytes, `transposed_stride` apart; null: not
-// wanted. Both begin at multiples of 16, and so do their rows. largest: `count` values of fp8_largest, at most THREADS.
-// inverse[0] = 1 / scale. gradient: e5m2, which has range for precision; otherwise e4m3.
+// copy: rows x columns bytes, `copy_stride` apart; transposed: columns x rows bytes, `transposed_stride` apart; null:
+// not wanted. Both begin at multiples of 16, and so do their rows. largest: `count` values of fp8_largest, at most
+// THREADS. inverse[0] = 1 / scale. gradient: e5m2, which has range for precision; otherwise e4m3.
 extern "C" __global__ __launch_bounds__(THREADS) void fp8_quantize(
     const T* x, const float* largest, uint8* copy, uint8* transposed, float* inverse, int64 rows, int64 columns,
     int64 stride, int64 copy_stride, int64 transposed_stride, int count, bool gradient) {

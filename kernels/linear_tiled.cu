@@ -40,8 +40,8 @@ extern "C" __global__ __launch_bounds__(THREADS, 2) void gemm_nn(const T* a, con
 }
 
 // column_sums (null: not wanted): the sums of A's columns, which the blocks of the first column of tiles have in shared
-// memory anyway. They are of what is multiplied: not wanted with tf32, nor of several products. Parts have theirs behind
-// their part of C.
+// memory anyway. They are of what is multiplied: not wanted with tf32, nor of several products. Parts have theirs
+// behind their part of C.
 extern "C" __global__ __launch_bounds__(THREADS, 2) void gemm_tn(const T* a, const T* b, EPILOGUE_PARAMETERS,
                                                                  float* column_sums, PRODUCT_PARAMETERS) {
     __shared__ Tiles<T> tiles;

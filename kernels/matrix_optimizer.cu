@@ -1,16 +1,17 @@
-// What Adafactor and Muon compute of a whole matrix before its update; the formulas stand in bp/ops/matrix_optimizer.py.
+// What Adafactor and Muon compute of a whole matrix before its update; the formulas stand in
+// bp/ops/matrix_optimizer.py.
 //
-// A matrix is (rows, columns), its values and gradients are views of the arena. Sums go in two levels, whose parts depend
-// on the shape alone: the blocks of one launch leave partial sums, and every block of the next adds all of them up again,
-// which is cheaper than a launch in between.
+// A matrix is (rows, columns), its values and gradients are views of the arena. Sums go in two levels, whose parts
+// depend on the shape alone: the blocks of one launch leave partial sums, and every block of the next adds all of them
+// up again, which is cheaper than a launch in between.
 #include "matrix_optimizer.cuh"
 
 constexpr int THREADS = 256;
 
 // Adafactor --------------------------------------------------------------------------------------------------
 
-// Sums of g^2 along the part of each row (row_sums: (tiles, rows)) and of each column (column_sums: (bands, columns)), and
-// of the squares of the values (value_sums: one a block). row_sums null: a vector.
+// Sums of g^2 along the part of each row (row_sums: (tiles, rows)) and of each column (column_sums: (bands, columns)),
+// and of the squares of the values (value_sums: one a block). row_sums null: a vector.
 extern "C" __global__ __launch_bounds__(THREADS) void adafactor_squares(const float* values, const float* gradients,
                                                                         const float* settings, const double* control,
                                                                         float* row_sums, float* column_sums,

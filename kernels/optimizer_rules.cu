@@ -1,8 +1,8 @@
 // The elementwise optimizer steps: one pass over the arena each; the formulas stand in bp/ops/optimizer.py.
 //
 // Streaming kernels. Bytes an element: 12 for values and gradients, 8 for each state, 2 for a copy, so 28 for AdamW
-// without one. What a step needs of powers and roots of the step count is computed once a block, in double, by its first
-// thread. COPY is the type of the low-precision copy; where that is null the type does not matter.
+// without one. What a step needs of powers and roots of the step count is computed once a block, in double, by its
+// first thread. COPY is the type of the low-precision copy; where that is null the type does not matter.
 #include "optimizer.cuh"
 
 constexpr int THREADS = 256;

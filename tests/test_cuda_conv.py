@@ -1,4 +1,4 @@
-"""Convolution by the CUDA kernels: both rungs, every kind of window, exactly; cuts, alignment, NaN, tf32."""
+"""Convolution by the CUDA kernels without tensor cores: every kind of window, exactly; cuts, alignment, NaN, tf32."""
 
 import numpy as np
 import pytest
@@ -13,6 +13,9 @@ from bp.errors import ShapeError
 from bp.ops.array import known_dtype
 
 ONE, NONE, AROUND = (1, 1), ((0, 0), (0, 0)), ((1, 1), (1, 1))
+RUNGS = ["direct", "tiled", "simt"]
+# Multiply-adds of float32 are the rung "simt".
+TYPES = [(rung, dtype) for rung in RUNGS for dtype in DTYPES if rung != "simt" or dtype == "float32"]
 
 # x, out channels, kernel, stride, padding, dilation, groups. Around the edges of a tile of 64 pixels and 64 channels,
 # of a slice of the depth of 16 or 32, and of a vector of 4 or 8 channels, which has to lie in one pixel.
@@ -76,12 +79,11 @@ def compare_all(case, dtype, accumulate):
         np.testing.assert_array_equal(to_host(result).astype(np.float64), rounded, err_msg=name)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rung", ["direct", "tiled"])
+@pytest.mark.parametrize(("rung", "dtype"), TYPES)
 @pytest.mark.parametrize("case", SHAPES, ids=str)
 def test_integers_are_exact(case, rung, dtype, force):
     force("conv", rung)
-    with emulating(detector=rung == "tiled" and dtype == "float16", seed=3):
+    with emulating(detector=(rung, dtype) in (("tiled", "float16"), ("simt", "float32")), seed=3):
         compare_all(case, dtype, accumulate=dtype == "float32")
 
 
@@ -104,26 +106,29 @@ def test_the_rungs_that_the_table_takes(force):
 # Cuts of the depth ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+CUT = [
+    ((1, 3, 3, 40), 6, (3, 3), ONE, AROUND, ONE, 1),  # y
+    ((1, 3, 4, 8), 132, (2, 2), (1, 2), NONE, ONE, 1),  # dx, in two classes of one tap and a half
+    ((2, 16, 17, 12), 6, (1, 2), ONE, NONE, ONE, 2),  # dW and db
+    ((2, 16, 17, 4), 6, (1, 2), ONE, NONE, ONE, 1),  # and 6 sums between one part and the next
+]
+
+
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize(
-    ("rung", "case"),
-    [
-        ("tiled", ((1, 3, 3, 40), 6, (3, 3), ONE, AROUND, ONE, 1)),  # y
-        ("tiled", ((1, 3, 4, 6), 130, (2, 2), (1, 2), NONE, ONE, 1)),  # dx, in two classes of one tap and a half
-        ("tiled", ((2, 16, 17, 10), 6, (1, 2), ONE, NONE, ONE, 2)),  # dW and db
-        ("direct", ((2, 13, 12, 5), 5, (2, 2), ONE, NONE, ONE, 5)),
-    ],
+    ("rung", "dtype", "case"),
+    # The direct rung cuts the depth of dW and db alone.
+    [(rung, dtype, case) for rung, dtype in TYPES for case in (CUT if rung != "direct" else CUT[2:])],
     ids=str,
 )
-def test_cut_depths(rung, case, accumulate, dtype, force):
+def test_cut_depths(rung, dtype, case, accumulate, force):
     force("conv", rung)
     with emulating(detector=dtype == "float32", seed=0):
         names, found = launches(lambda: compare_all(case, dtype, accumulate))
     assert "add_parts" in names and any(launch.grid[1] > 1 for launch in found)
 
 
-@pytest.mark.parametrize("rung", ["direct", "tiled"])
+@pytest.mark.parametrize("rung", RUNGS)
 def test_a_long_sum_of_equal_terms_keeps_its_digits(rung, force):
     force("conv", rung)
     x, dy = np.full((2, 150, 150, 1), 1.7), np.full((2, 150, 150, 2), 0.1)
@@ -134,12 +139,12 @@ def test_a_long_sum_of_equal_terms_keeps_its_digits(rung, force):
 # Random numbers, alignment, order ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rung", "dtype"), [given for given in TYPES if given[0] != "direct"])
 @pytest.mark.parametrize("shift", [0, 1, 4])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_any_alignment(groups, shift, dtype, force):
+def test_any_alignment(groups, shift, rung, dtype, force):
     """Channels of whole vectors, in arrays that begin anywhere."""
-    force("conv", "tiled")
+    force("conv", rung)
     generator = np.random.default_rng(0)
     case = ((2, 5, 6, 16), 16, (3, 3), (2, 1), AROUND, ONE, groups)
     y_shape, weight_shape, settings = sizes(*case)
@@ -151,11 +156,12 @@ def test_any_alignment(groups, shift, dtype, force):
     compare(ops.conv2d_backward_parameters, dy, x, dweight, dbias, False, *settings, dtype=dtype, length=60)
 
 
-@pytest.mark.parametrize("rung", ["direct", "tiled"])
-def test_the_order_of_threads_does_not_matter(rung, force):
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize(("channels", "out"), [(5, 6), (8, 12)])
+def test_the_order_of_threads_does_not_matter(channels, out, rung, force):
     force("conv", rung)
     generator = np.random.default_rng(0)
-    case = ((2, 13, 12, 5), 6, (2, 3), (2, 1), AROUND, ONE, 1)
+    case = ((2, 13, 12, channels), out, (2, 3), (2, 1), AROUND, ONE, 1)
     y_shape, weight_shape, settings = sizes(*case)
     x, dy, weight = (generator.standard_normal(s).astype("float32") for s in (case[0], y_shape, weight_shape))
     runs = []
@@ -175,16 +181,18 @@ def test_the_order_of_threads_does_not_matter(rung, force):
 # What is not finite, and what is empty ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rung", ["direct", "tiled"])
+@pytest.mark.parametrize("rung", RUNGS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(
     "case",
     [
         ((2, 8, 9, 3), 5, (3, 3), ONE, AROUND, ONE, 1),
+        ((2, 8, 9, 4), 8, (3, 3), ONE, AROUND, ONE, 1),
         ((2, 6, 8, 20), 3, (3, 3), ONE, AROUND, ONE, 1),
         ((2, 8, 9, 3), 33, (2, 3), (2, 1), ((1, 0), (0, 1)), (1, 2), 1),
         ((2, 8, 9, 6), 6, (3, 3), ONE, AROUND, ONE, 6),
         ((2, 8, 9, 6), 4, (3, 2), (2, 2), NONE, ONE, 2),
+        ((2, 8, 9, 8), 8, (3, 2), (2, 2), NONE, ONE, 2),
     ],
     ids=str,
 )
@@ -214,13 +222,13 @@ def test_what_is_not_finite_reaches_its_windows_and_nothing_else(case, bad, rung
 
 
 @pytest.mark.parametrize("accumulate", [False, True])
-@pytest.mark.parametrize("rung", ["direct", "tiled"])
+@pytest.mark.parametrize("rung", RUNGS)
 def test_a_batch_of_no_images(rung, accumulate, force):
     force("conv", rung)
     compare_all(((0, 5, 6, 3), 5, (3, 3), ONE, AROUND, ONE, 1), "float32", accumulate)
 
 
-@pytest.mark.parametrize("rung", ["direct", "tiled"])
+@pytest.mark.parametrize("rung", RUNGS)
 def test_no_channels(rung, force):
     force("conv", rung)
     settings = (ONE, NONE, ONE, 1)
@@ -273,12 +281,12 @@ def test_what_a_launch_costs():
     assert found[0].nbytes == 2 * (2 * 6 * 7 * 8 + 2 * 6 * 7 * 10 + 10 * 3 * 3 * 8)
 
 
-@pytest.mark.parametrize("rung", ["direct", "tiled"])
-@pytest.mark.parametrize(("images", "channels"), [(2**21 + 1, 36), (2**26 + 1, 1)])
-def test_elements_and_pixels_beyond_2_to_the_31(images, channels, rung, force, huge):
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize(("images", "channels", "out"), [(2**21 + 1, 36, 4), (2**26 + 1, 1, 5)])
+def test_elements_and_pixels_beyond_2_to_the_31(images, channels, out, rung, force, huge):
     """The last image of a large batch, on the way there and back."""
     force("conv", rung)
-    case = ((images, 4, 8, channels), 5, (3, 3), ONE, AROUND, ONE, 1)
+    case = ((images, 4, 8, channels), out, (3, 3), ONE, AROUND, ONE, 1)
     y_shape, weight_shape, settings = sizes(*case)
     weight = ternary(*weight_shape)
     x, dy = huge(*case[0]), huge(*y_shape)
@@ -293,7 +301,7 @@ def test_elements_and_pixels_beyond_2_to_the_31(images, channels, rung, force, h
     np.testing.assert_array_equal(to_host(dx[images - 1 :])[0, -1, -3:], expected[0, -1, -3:])
 
 
-@pytest.mark.parametrize("rung", ["direct", "tiled"])
+@pytest.mark.parametrize("rung", RUNGS)
 def test_an_image_of_more_than_2_to_the_32_pixels(rung, force, huge):
     force("conv", rung)
     rows, columns, weight = 2**16 + 1, 2**16, ternary(5, 1, 1, 1)

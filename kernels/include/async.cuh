@@ -2,8 +2,8 @@
 #pragma once
 #include "types.cuh"
 
-// A place in shared memory that is counted in bytes, in one register: what a pointer has two for. copy_async, load_matrix
-// and load_shared take either.
+// A place in shared memory that is counted in bytes, in one register: what a pointer has two for. copy_async,
+// load_matrix and load_shared take either.
 #ifdef BP_EMULATOR
 
 typedef unsigned char* SharedPlace;

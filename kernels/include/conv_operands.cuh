@@ -4,6 +4,7 @@
 // forward pass step is the stride, reach the dilation and origin minus the padding. The gradient of the input has the
 // same form, in as many classes of positions as the stride says (Residue), so one operand serves both.
 #pragma once
+#include "convolution.cuh"
 #include "gemm_tile.cuh"
 
 // One axis, as above.
@@ -38,6 +39,29 @@ struct Residue {
         axis.step = 1;
         axis.reach = -(dilation / (stride / period));
         axis.origin = (first + before - first_tap * dilation) / stride;
+    }
+};
+
+// The pixels of dx that the same taps fit: one Residue along each axis. They are counted image by image, line by line.
+struct PixelClass {
+    Residue vertical, horizontal;
+    int64 pixels;
+
+    // number: of the class, below stride_h stride_w.
+    __device__ __forceinline__ PixelClass(int number, const Convolution& of, int period_h, int period_w)
+        : vertical(number / of.stride_w, of.h, of.p, of.kh, of.stride_h, of.top, of.dilation_h, period_h),
+          horizontal(number % of.stride_w, of.w, of.q, of.kw, of.stride_w, of.left, of.dilation_w, period_w),
+          pixels(of.images * vertical.axis.positions * horizontal.axis.positions) {
+        // Without a tap along one axis there is none at all; a width of one keeps divisions by it defined.
+        if (horizontal.axis.taps == 0) vertical.axis.taps = 0, horizontal.axis.taps = 1;
+    }
+
+    // Which of all pixels of dx it is.
+    __device__ __forceinline__ int64 place(int64 pixel, const Convolution& of) const {
+        const Quotient line = divide(pixel, horizontal.axis.positions);
+        const Quotient image = divide(line.quotient, vertical.axis.positions);
+        const int64 row = image.quotient * of.h + vertical.first + image.remainder * of.stride_h;
+        return row * of.w + horizontal.first + line.remainder * of.stride_w;
     }
 };
 
@@ -220,3 +244,21 @@ private:
         return {exists ? weight + ((output * kernel_height + u) * kernel_width + v) * channels : nullptr, output, a, b};
     }
 };
+
+// What x shows the windows of a group of `channels` channels: a row for each pixel of y.
+template <typename Type>
+__device__ __forceinline__ Patches<Type> windows_of(const Type* x, const Convolution& of, int64 group, int64 channels) {
+    return {x + group * channels,
+            of.images,
+            {of.h, of.p, of.kh, of.stride_h, of.dilation_h, -of.top},
+            {of.w, of.q, of.kw, of.stride_w, of.dilation_w, -of.left},
+            of.channels,
+            channels};
+}
+
+// What dy shows the pixels of a class, in a group of `outputs` outputs: a row for each pixel of dx.
+template <typename Type>
+__device__ __forceinline__ Patches<Type> windows_of(const Type* dy, const Convolution& of, const PixelClass& pixels,
+                                                    int64 group, int64 outputs) {
+    return {dy + group * outputs, of.images, pixels.vertical.axis, pixels.horizontal.axis, of.out, outputs};
+}

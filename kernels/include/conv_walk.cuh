@@ -1,14 +1,15 @@
 // How a thread of mma_tile.cuh walks through the operands of a convolution, with few registers and no divisions.
 //
-// Where the depth runs over taps and channels, each tap is filled up with zeros to whole slices. So a slice lies within one
-// tap, and all threads of a block are at the same one: they count it once for both operands, and read from a table in shared
-// memory where it lies. A thread keeps the corners of its windows and which of the taps meet the image. The zeros cost as
-// much as what they replace: nothing with 64 channels of 16 bits, half of the products with 16 of them.
+// Where the depth runs over taps and channels, each tap is filled up with zeros to whole slices. So a slice lies within
+// one tap, and all threads of a block are at the same one: they count it once for both operands, and read from a table
+// in shared memory where it lies. A thread keeps the corners of its windows and which of the taps meet the image. The
+// zeros cost as much as what they replace: nothing with 64 channels of 16 bits, half of the products with 16 of them.
 //
-// Where the depth runs over windows, a thread keeps its tap, and counts windows as the digits of a number: pixel, line, image.
+// Where the depth runs over windows, a thread keeps its tap, and counts windows as the digits of a number: pixel, line,
+// image.
 //
-// All this counts in 32 bits, and keeps 16 bits for the taps along an axis: Sizes.counted in bp/cuda/convolution.py says for
-// which convolutions that is enough.
+// All this counts in 32 bits, and keeps 16 bits for the taps along an axis: Sizes.counted in bp/cuda/convolution.py
+// says for which convolutions that is enough.
 #pragma once
 #include "conv_operands.cuh"
 #include "mma_tile.cuh"
@@ -102,8 +103,8 @@ struct Walk<Type, true, COUNT, APART, DEPTH, FilledPatches<Type, DEPTH>> {
     FilledTaps<DEPTH>& taps;
     const int own;   // element of the slice
     const Type* at;  // that element of pixel 0
-    // Of each window the pixel under tap (0, 0), as if images had no edges; and which taps meet the image: bit u for those
-    // of row u, bit TAPS_ALONG + v for those of column v.
+    // Of each window the pixel under tap (0, 0), as if images had no edges; and which taps meet the image: bit u for
+    // those of row u, bit TAPS_ALONG + v for those of column v.
     int pixels[COUNT];
     uint32 inside[COUNT];
     int further;    // pixels from tap (0, 0) to that of the slice
@@ -191,7 +192,8 @@ struct Walk<Type, true, COUNT, APART, DEPTH, FilledWeights<Type, DEPTH>> {
     __device__ __forceinline__ void advance() { slice = weights.slice(); }
 };
 
-// B: the weights of the data gradient, one output channel of a tap below the other, over such a depth of taps and outputs.
+// B: the weights of the data gradient, one output channel of a tap below the other, over such a depth of taps and
+// outputs.
 template <typename Type, int DEPTH>
 struct FilledTurnedWeights {
     const Type* at;

@@ -1,5 +1,5 @@
-// The mask of dropout: eight elements whose logical indices share all but the last three bits draw 128 random bits together,
-// wherever they are needed; bp/ops/dropout.py states which bits.
+// The mask of dropout: eight elements whose logical indices share all but the last three bits draw 128 random bits
+// together, wherever they are needed; bp/ops/dropout.py states which bits.
 #pragma once
 #include "philox.cuh"
 

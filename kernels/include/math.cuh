@@ -43,7 +43,8 @@ __device__ __forceinline__ float reciprocal(float x) {
 
 constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
 
-// e^x. The rounding of the product x log2(e) is one of x 2^-24 in the result: below 2^-17 for all x that do not overflow.
+// e^x. The rounding of the product x log2(e) is one of x 2^-24 in the result: below 2^-17 for all x that do not
+// overflow.
 template <typename Type>
 __device__ __forceinline__ float exponential(float x) {
     if constexpr (is_16_bit<Type>::value) return exp2_approximate(x * LOG2_E);

@@ -165,8 +165,8 @@ struct Copier {
             for (int i = 0; i < COUNT; ++i) bring<V>(slice, i, 0);
         } else {
 #if __CUDA_ARCH__ >= 800
-            // Each 8 lanes begin with another word of their chunks, so that 32 lanes write to 32 banks. Not unrolled: there
-            // would be no registers for as many addresses.
+            // Each 8 lanes begin with another word of their chunks, so that 32 lanes write to 32 banks. Not unrolled:
+            // there would be no registers for as many addresses.
 #pragma unroll 1
             for (int turn = 0; turn < 4; ++turn) bring_words(slice, (turn + threadIdx.x / 8) % 4);
 #else
@@ -283,8 +283,9 @@ struct Fragments {
     }
 
 private:
-    // 8 lines of the warp begin every 32 bytes of a row. Where they lie is known to the compiler, but for the bits that a
-    // key changes, of which there are PLACES kinds; it would keep all in registers if it knew that these stay the same.
+    // 8 lines of the warp begin every 32 bytes of a row. Where they lie is known to the compiler, but for the bits that
+    // a key changes, of which there are PLACES kinds; it would keep all in registers if it knew that these stay the
+    // same.
     template <int COUNT>
     __device__ __forceinline__ void load_words(uint32 (&fragments)[COUNT][4], SharedPlace step) const {
         constexpr int PLACES = Place::KEYS / 2;

@@ -58,8 +58,8 @@ __device__ __forceinline__ void store_copy(Copy* copy, int64 quad, const Vector<
 
 // value = kept * value - lr * direction, with direction = rule(g, states of the element), which may change the states.
 //
-// One pass over memory, 16 bytes an array and step: values, gradients and states in, values, states and copy out; a warp
-// has one tile at a time, so its lanes read the same row of settings. A state or copy that is absent is null.
+// One pass over memory, 16 bytes an array and step: values, gradients and states in, values, states and copy out; a
+// warp has one tile at a time, so its lanes read the same row of settings. A state or copy that is absent is null.
 template <int STATES, typename Copy, typename Rule>
 __device__ __forceinline__ void update_arena(float* values, const float* gradients, float* const (&states)[STATES],
                                              const float* settings, const double* control, Copy* copy, bool stochastic,

@@ -1,9 +1,9 @@
 // What every kernel of a matrix product takes: `batch` products C (m, n) = A B of depth k.
 //
-// *_stride: from a row of the matrix, as it lies in memory, to the next; *_batch: from one matrix to the next. The depth
-// is cut into parts of `part` steps, one for each blockIdx.y; where there are several, each writes its sums to a place of
-// its own in `wide`, and add_parts (linear_parts.cu) adds them. blockIdx.z counts the products. tf32: whether factors
-// that are floats are rounded to it.
+// *_stride: from a row of the matrix, as it lies in memory, to the next; *_batch: from one matrix to the next. The
+// depth is cut into parts of `part` steps, one for each blockIdx.y; where there are several, each writes its sums to a
+// place of its own in `wide`, and add_parts (linear_parts.cu) adds them. blockIdx.z counts the products. tf32: whether
+// factors that are floats are rounded to it.
 #pragma once
 #include "epilogue.cuh"
 #include "indexing.cuh"

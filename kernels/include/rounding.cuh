@@ -12,8 +12,8 @@ __device__ __forceinline__ uint4 rounding_bits(int64 quad, const double* control
     return philox4x32(counter, random_key(control));
 }
 
-// x as one of its two neighbours of the 16-bit type Type, given 16 random bits: the one further from zero where the bits
-// and the distance from the other one, in 1/65536 of the gap between the two, add up to a whole gap.
+// x as one of its two neighbours of the 16-bit type Type, given 16 random bits: the one further from zero where the
+// bits and the distance from the other one, in 1/65536 of the gap between the two, add up to a whole gap.
 template <typename Type>
 __device__ __forceinline__ Type round_at_random(float x, uint32 bits);
 

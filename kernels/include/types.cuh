@@ -77,8 +77,8 @@ __device__ __forceinline__ bfloat16 convert<bfloat16>(float x) {
     return to_bfloat16(x);
 }
 
-// Whether an element type has 16 bits: then a kernel may take a hardware approximation, since an error below half a unit
-// in the last place of such a type is invisible in the result.
+// Whether an element type has 16 bits: then a kernel may take a hardware approximation, since an error below half a
+// unit in the last place of such a type is invisible in the result.
 template <typename Type>
 struct is_16_bit {
     static constexpr bool value = sizeof(Type) == 2;
