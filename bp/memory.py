@@ -90,13 +90,22 @@ def memory_plan(
     optimizer: Optimizer | None = None,
     precision: str = "fp32",
     input_dtype: Any = None,
+    fuse: bool = True,
 ) -> MemoryPlan:
     """The memory that a training step of `model` takes on a GPU, for batches of `batch_shape` (with the batch first).
 
     The arguments are those of `bp.planning.plan_step`: the model need not be built, and is left as it is. To save
     activations, wrap a layer in `bp.Recompute`.
     """
-    step = plan_step(model, batch_shape, loss=loss, optimizer=optimizer, precision=precision, input_dtype=input_dtype)
+    step = plan_step(
+        model,
+        batch_shape,
+        loss=loss,
+        optimizer=optimizer,
+        precision=precision,
+        input_dtype=input_dtype,
+        fuse=fuse,
+    )
     planned, rule = step.model, step.optimizer
     arena, activations = planned.arena, sum(step.kept.values())
     frozen = planned.frozen_arena

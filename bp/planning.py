@@ -42,12 +42,14 @@ def plan_step(
     optimizer: Optimizer | None = None,
     precision: str = "fp32",
     input_dtype: Any = None,
+    fuse: bool = True,
 ) -> PlannedStep:
     """A training step of `model` on a batch of `batch_shape` (with the batch first), as the Trainer does it.
 
     The model need not be built, and is left as it is; a built one is planned for in the dtype it was built in. loss,
     optimizer: default cross-entropy and AdamW. input_dtype: of the batch, such as int64 for indices (default: that of
-    the precision). Raises ShapeError where sizes do not fit.
+    the precision). fuse: whether layers that follow each other run as one, see `bp.layers.fusion`. Raises ShapeError
+    where sizes do not fit.
     """
     device = planning_device()
     batch_shape = tuple(batch_shape)
@@ -62,14 +64,14 @@ def plan_step(
     memory = device.StepMemory()
     x = device.zeros(batch_shape, known_dtype(input_dtype or planned.arena.dtype))
     with device.running(precision), device.recording() as ledger, memory:
-        kept = _step(planned, x, loss or CrossEntropyLoss(), rule)
+        kept = _step(planned, x, loss or CrossEntropyLoss(), rule, fuse)
     return PlannedStep(planned, rule, kept, memory.nbytes, ledger.launches)
 
 
-def _step(model: Layer, x: Array, loss: Loss, optimizer: Optimizer) -> dict[str, int]:
+def _step(model: Layer, x: Array, loss: Loss, optimizer: Optimizer, fuse: bool) -> dict[str, int]:
     """One training step as the Trainer does it; returns the bytes kept for the backward of each layer."""
     device: Any = device_of(x)
-    ctx = Context(training=True, control_block=optimizer.control)
+    ctx = Context(training=True, fuse=fuse, control_block=optimizer.control)
     predictions = model.forward(x, ctx)
     # Not by `zeros`, whose launches are none of the step's.
     total, targets = device.allocate((), np.float64), _targets(loss, predictions)

@@ -371,6 +371,14 @@ def test_signatures_are_read_from_the_source(tmp_path):
         signatures(bad)
 
 
+@pytest.mark.parametrize("parameter", ["TensorMap x", "const TensorMap x", "__grid_constant__ TensorMap x"])
+def test_a_map_for_the_copy_engine_stays_where_the_launch_put_it(tmp_path, parameter):
+    source = tmp_path / "copied.cu"
+    source.write_text(f'extern "C" __global__ __launch_bounds__(32) void copied({parameter}) {{}}\n')
+    with pytest.raises(ConfigurationError, match="expected 'const __grid_constant__ TensorMap x', got"):
+        signatures(source)
+
+
 def test_a_kernel_of_ones_own_runs_under_the_detector(tmp_path):
     (tmp_path / "mine.cu").write_text(
         '#include "types.cuh"\nextern "C" __global__ __launch_bounds__(32)\n'

@@ -31,13 +31,13 @@ MODELS = [(mlp, (20,)), (cnn, (8, 8, 2)), (recomputing, (20,))]
 
 @pytest.mark.parametrize(("make", "shape"), MODELS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("optimizer", [bp.AdamW(), bp.SGD(momentum=0.9)])
-def test_the_plan_is_what_is_used(make, shape, precision, optimizer):
+@pytest.mark.parametrize(("optimizer", "fuse"), [(bp.AdamW(), True), (bp.SGD(momentum=0.9), True), (bp.AdamW(), False)])
+def test_the_plan_is_what_is_used(make, shape, precision, optimizer, fuse):
     x = np.random.default_rng(0).standard_normal((16, *shape)).astype(np.float32)
-    plan = bp.memory_plan(make(), x.shape, optimizer=optimizer, precision=precision)
+    plan = bp.memory_plan(make(), x.shape, optimizer=optimizer, precision=precision, fuse=fuse)
     model = make()
     trainer = bp.Trainer(
-        model, bp.CrossEntropyLoss(), optimizer, device=KERNEL_DEVICE, precision=precision, progress=False
+        model, bp.CrossEntropyLoss(), optimizer, device=KERNEL_DEVICE, precision=precision, fuse=fuse, progress=False
     )
     trainer.fit(bp.Loader(bp.ArrayDataset(x, np.zeros(16, np.int64)), 16), max_steps=4)
     (recorded,) = trainer._graph._by_shape.values()
@@ -97,6 +97,11 @@ def test_recompute_keeps_less_and_larger_batches_take_more():
     assert plan(bp.Recompute(block()), 64).activations < 0.5 * plan(block(), 64).activations
     assert plan(block(), 128).activations == 2 * plan(block(), 64).activations
     assert plan(block(), 128).parameters == plan(block(), 64).parameters
+
+
+def test_layers_one_by_one_launch_more():
+    together, alone = (plan_step(mlp(), (16, 20), fuse=fuse).launches for fuse in (True, False))
+    assert len(together) < len(alone)
 
 
 def test_the_table_adds_up_and_names_the_layers():

@@ -98,6 +98,7 @@ def of_recipe(recipe: str, settings: Sequence[str], device: Any) -> tuple[str, l
             loss=session.trainer.loss,
             optimizer=config.make("optimizer"),
             precision=precision,
+            fuse=session.trainer.fuse,
         )
     what = f"{config.name}, a training step of {config.data.batch_size} samples in {precision}"
     return what, products_of(step.launches)

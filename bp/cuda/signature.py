@@ -69,6 +69,11 @@ def _parameters(path: Path, kernel: str, text: str) -> list[Parameter]:
         match = _PARAMETER.fullmatch(part)
         if match is None:
             raise ConfigurationError(f"{path.name}: {kernel} has a parameter that is no type and name: '{part}'")
+        # The copy engine reads a map where the launch put it; a kernel that has a copy of its own compiles, and fails.
+        if match[1] == "TensorMap" and not part.startswith("const __grid_constant__ TensorMap "):
+            raise ConfigurationError(
+                f"{path.name}: {kernel} expected 'const __grid_constant__ TensorMap {match[3]}', got '{part}'"
+            )
         parameters.append(Parameter(match[3], match[1], bool(match[2])))
     return parameters
 
