@@ -50,7 +50,7 @@ class ConvolutionActivation(Fused):
         return super().draw(draw) | {"bias": draw.normal(self.outputs)}
 
     def bp(self, x, weight, bias):
-        return lambda: conv.conv2d_activation(x, weight, bias, "relu", *self.settings(self.groups))[0]
+        return lambda: conv.conv2d_activation(x, weight, bias, "relu", True, *self.settings(self.groups))[0]
 
     def bp_unfused(self, x, weight, bias):
         return lambda: activation.relu(conv.conv2d(x, weight, bias, *self.settings(self.groups)))
@@ -88,8 +88,8 @@ class ConvolutionNorm(Fused):
 
     def bp(self, x, weight, gamma, beta):
         def normalised():
-            y, mean, variance = conv.conv2d_statistics(x, weight, None, *self.settings(self.groups))
-            return norm.batch_norm_of(y, mean, variance, gamma, beta, None, None, 0.1, EPSILON)[0]
+            y, mean, rest, variance = conv.conv2d_statistics(x, weight, None, *self.settings(self.groups))
+            return norm.batch_norm_of(y, mean, rest, variance, gamma, beta, None, None, 0.1, EPSILON)[0]
 
         return normalised
 

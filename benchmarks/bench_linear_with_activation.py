@@ -51,7 +51,7 @@ class LinearActivation(WithActivation):
         return y if self.function == "relu" else (y, z)
 
     def bp(self, x, weight, bias):
-        return lambda: self.outputs(*linear.linear_activation(x, weight, bias, self.function, None, None))
+        return lambda: self.outputs(*linear.linear_activation(x, weight, bias, self.function, True, None, None))
 
     def bp_unfused(self, x, weight, bias):
         apply = {"relu": activation.relu, "gelu_tanh": lambda z: activation.gelu(z, "tanh")}[self.function]

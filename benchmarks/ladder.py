@@ -25,7 +25,7 @@ RUNGS = {
         "tiled": "tiles of 64 x 64 in shared memory, scalar loads, any alignment",
         "simt": "large tiles on the ordinary cores, 16-byte loads, a double buffer",
         "mma": "tensor cores by mma.sync, asynchronous copies in several stages, swizzled tiles",
-        "wgmma": "Hopper's tensor cores: TMA, barriers, producer and consumer warpgroups",
+        "wgmma": "Hopper's tensor cores: TMA, barriers, producer and consumer warpgroups; in tf32 the way nt alone",
         "fp8": "Hopper's tensor cores on factors of 8 bits, with a scale for each matrix",
     },
     "conv": {
@@ -33,7 +33,7 @@ RUNGS = {
         "direct": "a thread for each element, from the definition",
         "tiled": "the tiled product, its operands read from the images",
         "simt": "the product of the rung of that name, its operands read from the images",
-        "mma": "the product of the rung of that name, its operands read from the images",
+        "mma": "the product of the rung of that name, its operands read from the images; at most 16 taps along an axis",
         "wgmma": "the product of the rung of that name, its operands read from the images",
     },
 }
@@ -83,7 +83,7 @@ def since(rung):
     for dtype, least in rung.least_of.items():
         if dtype in rung.dtypes:
             later.setdefault(least, []).append(choice.SHORT[dtype])
-    return "; ".join([f"sm_{rung.least}", *(f"{', '.join(names)}: sm_{least}" for least, names in later.items())])
+    return "; ".join(["sm_75", *(f"{', '.join(names)}: sm_{least}" for least, names in later.items())])
 
 
 def taken_where(rung, family):

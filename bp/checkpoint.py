@@ -25,7 +25,8 @@ class Snapshot:
     """All that a run needs to go on exactly as if it had never stopped.
 
     model, optimizer, average: host arrays by name (average: of the weights, empty where none is kept). state: plain
-    JSON: step, epoch, position in the data, schedule, callbacks, history, and by what kernels were chosen.
+    JSON: step, epoch, position in the data, schedule, callbacks, history, by what kernels were chosen, and whether
+    layers were fused.
     """
 
     model: _Arrays

@@ -20,6 +20,10 @@ class BPError(Exception):
         return self
 
 
+class Notice(RuntimeWarning):
+    """What a user should know of, and no error; the command line prints it in one line."""
+
+
 class ShapeError(BPError, ValueError):
     """An array has the wrong rank or size."""
 

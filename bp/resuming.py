@@ -60,6 +60,7 @@ def snapshot(trainer: "Trainer") -> Snapshot:
         "callbacks": {name: callback.state_dict() for name, callback in _named(trainer.callbacks)},
         "history": trainer.history.records,
         "kernels": kernel_choice(trainer),
+        "fuse": trainer.fuse,
     }
     return Snapshot(
         model=model_arrays(trainer.model),
@@ -85,11 +86,19 @@ def restore(trainer: "Trainer", taken: Snapshot, source: str) -> None:
     except BPError as error:
         _take_over(trainer, before, source)
         raise error.at(source) from error.__cause__
-    then, now = taken.state.get("kernels"), kernel_choice(trainer)  # which older checkpoints do not say
-    if then is not None and now is not None and then != now:
-        text = f"{source}: kernels were chosen by {then}, and are now by {now}: the last bits of results may differ"
+    for change in _changes(trainer, taken):
         for callback in trainer.callbacks:
-            callback.on_message(trainer, text)
+            callback.on_message(trainer, f"{source}: {change}: the last bits of results may differ")
+
+
+def _changes(trainer: "Trainer", taken: Snapshot) -> Iterator[str]:
+    """What is rounded otherwise from here on, in words; older checkpoints do not say how it was."""
+    then, now = taken.state.get("kernels"), kernel_choice(trainer)
+    if then is not None and now is not None and then != now:
+        yield f"kernels were chosen by {then}, and are now by {now}"
+    fused = taken.state.get("fuse", trainer.fuse)
+    if fused != trainer.fuse:
+        yield f"fuse was {fused}, and is now {trainer.fuse}"
 
 
 def _take_over(trainer: "Trainer", taken: Snapshot, source: str) -> None:

@@ -107,6 +107,7 @@ class Trainer:
         self.optimizer = optimizer
         self.schedule = schedule or Constant()
         self.device = find_device(device) if isinstance(device, str) else device
+        resuming.kernel_choice(self)  # raises here, rather than in a step, where what the environment asks for is not
         self.precision = resolve_precision(precision, self.device)
         self.dtype = known_dtype(PRECISIONS[self.precision])
         self.cuda_graph = cuda_graph
@@ -160,8 +161,9 @@ class Trainer:
 
         train, valid: a Loader, or a pair (x, y) of arrays, taken in shuffled batches of 32. resume: "auto" goes on
         from the last checkpoint of the output directory where there is one; a path, from that checkpoint or output
-        directory. Going on gives bitwise the weights of a run that never stopped. Without `resume` a second call trains
-        on from the model and optimizer as they are, with a new count of steps; an output directory takes one run.
+        directory. Going on gives bitwise the weights of a run that never stopped; where other kernels are chosen, or
+        `fuse` is another, the last bits may differ, and a message says so. Without `resume` a second call trains on
+        from the model and optimizer as they are, with a new count of steps; an output directory takes one run.
         Raises DivergedError where the loss at a log step, or a weight to be saved, is not finite. Ctrl-C ends the step
         in progress, saves, and raises KeyboardInterrupt; a second one interrupts at once and saves nothing.
         """
@@ -250,7 +252,7 @@ class Trainer:
         own = ("model", "loss", "optimizer", "average", "max_grad_norm", "clip_value", "fuse")
         rule = {name: value for name, value in vars(self.optimizer).items() if name not in ("base_lr", "_lr")}
         return {
-            "Trainer": {name: getattr(self, name) for name in own},
+            "Trainer": {name: getattr(self, name) for name in own} | {"kernels": resuming.kernel_choice(self)},
             self.loss.label: dict(vars(self.loss)),
             type(self.optimizer).__name__: rule,  # the learning rate is in the control block
             "ExponentialMovingAverage": {} if self.average is None else dict(vars(self.average)),

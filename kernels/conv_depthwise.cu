@@ -121,13 +121,13 @@ __device__ __forceinline__ void multiply(const T* input, int h, int w, int64 cha
         // As unsigned numbers, what lies before the image lies far behind it.
         const bool row_exists = static_cast<uint32>(row + i) < static_cast<uint32>(h);
         const T* const line = input + (static_cast<int64>(row + i) * w + column) * channels;
-        Packed<V> loaded[Along::SIZE];
+        Channels<V> loaded[Along::SIZE];
         Floats<V> seen[Along::SIZE];
 #pragma unroll
         for (int j = 0; j < Along::SIZE; ++j) {
             loaded[j] = {};
             if (row_exists && static_cast<uint32>(column + j) < static_cast<uint32>(w))
-                loaded[j] = load_packed<V>(line + j * channels);
+                loaded[j] = load_channels<V>(line + j * channels);
         }
 #pragma unroll
         for (int j = 0; j < Along::SIZE; ++j) seen[j] = widened(loaded[j]);
@@ -184,7 +184,7 @@ __device__ __forceinline__ void multiply_back(const T* dy, const T* weight, cons
                     const int column = place.column + r + left - v * dilation_w, j = column / stride_w;
                     if (place.column + r >= w || column < 0 || j * stride_w != column || j >= q) continue;
                     const T* const at = dy + (((place.image * p + i) * q + j) * out + first);
-                    const Floats<WIDTH> seen = widened(load_packed<WIDTH>(at));
+                    const Floats<WIDTH> seen = widened(load_channels<WIDTH>(at));
 #pragma unroll
                     for (int k = 0; k < WIDTH; ++k)
                         sums.at[a * RUN + r][k] = fmaf(seen.at[k], factors.at[k], sums.at[a * RUN + r][k]);
@@ -257,21 +257,21 @@ __device__ __forceinline__ void store_moments(const TileMoments& moments, const 
                                               const Sums<WIDTH, ROWS>& sums, int rows, int columns, int64 channels,
                                               int across, float* scratch) {
     constexpr int RESULTS = Sums<WIDTH, ROWS>::COUNT;
-    ColumnMoments<WIDTH> own;
-    if (place.active) {
-        float stored[RESULTS][WIDTH];
+    float stored[RESULTS][WIDTH], pivot[WIDTH];
 #pragma unroll
-        for (int i = 0; i < RESULTS; ++i)
+    for (int i = 0; i < RESULTS; ++i)
 #pragma unroll
-            for (int k = 0; k < WIDTH; ++k) stored[i][k] = as_stored(sums.at[i][k], bias, place.channel + k);
-        own = moments_of(stored, [&](int i) { return place.has(i, rows, columns); });
-    }
-    gather_below<WIDTH, THREADS>(own, across, THREADS / across, scratch);
+        for (int k = 0; k < WIDTH; ++k)
+            stored[i][k] = as_stored(sums.at[i][k], place.active ? bias : nullptr, place.channel + k);
+    const auto exists = [&](int i) { return place.active && place.has(i, rows, columns); };
+    const ColumnMoments<WIDTH> own =
+        moments_of_tile<THREADS>(stored, pivot, exists, across, THREADS / across, scratch);
     if (threadIdx.x >= across) return;
     if (place.channel == 0) moments.store_rows(place.tile, own.count);
     if (place.channel >= channels) return;
 #pragma unroll
-    for (int k = 0; k < WIDTH; ++k) moments.store(place.tile, place.channel + k, own.mean[k], own.spread[k]);
+    for (int k = 0; k < WIDTH; ++k)
+        moments.store(place.tile, place.channel + k, pivot[k], own.mean[k], own.spread[k]);
 }
 
 #if TAPS == 0
@@ -298,9 +298,9 @@ __device__ __forceinline__ void multiply_forward(const T* x, const T* weight, co
             for (int r = 0; r < RUN; ++r) {
                 if (place.column + r >= q) continue;
                 const int column = (place.column + r) * stride_w - left + v * dilation_w;
-                Packed<WIDTH> loaded = {};
+                Channels<WIDTH> loaded = {};
                 if (row_exists && column >= 0 && column < w)
-                    loaded = load_packed<WIDTH>(line + column * channels, outputs_of_each != 1);
+                    loaded = load_channels<WIDTH>(line + column * channels, outputs_of_each != 1);
                 const Floats<WIDTH> seen = widened(loaded);
 #pragma unroll
                 for (int k = 0; k < WIDTH; ++k) sums.at[r][k] = fmaf(seen.at[k], factors.at[k], sums.at[r][k]);

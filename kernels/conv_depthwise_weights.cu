@@ -43,16 +43,16 @@ __device__ __forceinline__ void weight_gradient(const T* dy, const T* x, const E
             const bool row_exists = input_row >= 0 && input_row < h;
             const T* const gradients = dy + ((at_image * p + row) * q + column) * out + channel;
             const T* const inputs = x + ((at_image * h + input_row) * w + input_column) * channels + input_channel;
-            Packed<WIDTH> given[RUN], seen[Along::SIZE];
+            Channels<WIDTH> given[RUN], seen[Along::SIZE];
 #pragma unroll
             for (int r = 0; r < RUN; ++r)
-                if (column + r < q) given[r] = load_packed<WIDTH>(gradients + r * out);
+                if (column + r < q) given[r] = load_channels<WIDTH>(gradients + r * out);
 #pragma unroll
             for (int j = 0; j < Along::SIZE; ++j) {
                 const int64 at = input_column + static_cast<int64>(j) * spacing;
                 seen[j] = {};
                 if (row_exists && at >= 0 && at < w && (TAPS > 0 || column + j < q))
-                    seen[j] = load_packed<WIDTH>(inputs + j * (spacing * channels), outputs_of_each != 1);
+                    seen[j] = load_channels<WIDTH>(inputs + j * (spacing * channels), outputs_of_each != 1);
             }
             Floats<WIDTH> g[RUN];
 #pragma unroll

@@ -63,18 +63,20 @@ extern "C" __global__ __launch_bounds__(THREADS, 3) void direct_backward_input(
     });
 }
 
-// The pixels of y are cut in parts of `part`, one for each blockIdx.y; C, which is dW, has a place for each. blockIdx.z
-// is the tap, and the block's lanes are neighbours among the out * in / groups weights of a tap. Its warps take every
-// LINES-th pixel of the part, and warp 0 adds what they found.
+// The pixels of y are cut in parts of `part`, one for each blockIdx.y; C, which is dW, has a place for each. blockIdx.x
+// counts the taps, and in each of them the blocks whose lanes share its out * in / groups weights, neighbours beside
+// each other. A block's warps take every LINES-th pixel of the part, and warp 0 adds what they found.
 extern "C" __global__ __launch_bounds__(THREADS) void direct_backward_parameters(
     const T* dy, const T* x, EPILOGUE_PARAMETERS, CONVOLUTION_PARAMETERS, int64 part) {
     __shared__ float found[LINES][WARP];
     const int64 group_in = channels / groups, group_out = out / groups;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    const int64 lanes = out * group_in, index = static_cast<int64>(blockIdx.x) * WARP + lane;
+    const int64 lanes = out * group_in;
+    const Quotient tap = divide(blockIdx.x, divide_up(lanes, WARP));
+    const int64 index = tap.remainder * WARP + lane;
     const Quotient weight = divide(index < lanes ? index : 0, group_in);
-    const int row = static_cast<int>(blockIdx.z) / kw * dilation_h - top;
-    const int column = static_cast<int>(blockIdx.z) % kw * dilation_w - left;
+    const int row = static_cast<int>(tap.quotient) / kw * dilation_h - top;
+    const int column = static_cast<int>(tap.quotient) % kw * dilation_w - left;
     const int64 o = weight.quotient, c = divide(o, group_out).quotient * group_in + weight.remainder;
     const int64 pixels = images * p * q, end = smaller((blockIdx.y + 1) * part, pixels);
     float sum[1] = {0.0f};
@@ -91,7 +93,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void direct_backward_parameters
     if (warp != 0 || index >= lanes) return;
 #pragma unroll
     for (int other = 1; other < LINES; ++other) sum[0] += found[other][lane];
-    const int64 place = (o * kh * kw + blockIdx.z) * group_in + weight.remainder;
+    const int64 place = (o * kh * kw + tap.quotient) * group_in + weight.remainder;
     const Epilogue<T> epilogue{EPILOGUE_ARGUMENTS};
     epilogue.store(blockIdx.y * lanes * kh * kw + place, place, 0, sum);
 }

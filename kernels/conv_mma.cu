@@ -15,18 +15,20 @@
 using Shape = TileShape<ROWS, COLUMNS, DOWN, ACROSS, SLICE, STAGES, ALIGNMENT>;
 static_assert(THREADS == Shape::threads, "a thread for each lane of the warps");
 constexpr int DEEP = SLICE / sizeof(T);  // elements of the depth in a slice
-// A data gradient in tf32 and tiles of 128 x 64 has no registers left beside two other blocks.
-constexpr int BLOCKS_BACK = is_16_bit<T>::value || ROWS < 128 || BLOCKS < 3 ? BLOCKS : 2;
+// A data gradient in tiles of 128 x 64 has no registers left beside two other blocks.
+constexpr int BLOCKS_BACK = ROWS < 128 || BLOCKS < 3 ? BLOCKS : 2;
 using Taps = FilledTaps<DEEP>;
 constexpr bool FILLED = ALIGNMENT == 16;  // every tap, to whole slices (conv_walk.cuh); else taps follow each other
-static_assert(DOWN * (1 + 2 * COLUMNS) * 4 <= Shape::stages * Shape::stage, "moments pass where the slices were");
+static_assert(DOWN * (1 + 3 * COLUMNS) * 4 <= Shape::stages * Shape::stage, "moments pass where the slices were");
 static_assert(DOWN * ACROSS * Slab<Shape::warp_columns>::BYTES + ROWS * 4 <= Shape::stages * Shape::stage,
               "and so do results, and the pixels of rows");
 
 // The moments of the columns of a tile, from the sums in the registers of its warps: down the fragments of a thread,
 // then over the 8 lanes that have the same columns, then over the warps below each other. memory: that of the tile.
 //
-// All columns have equally many rows, so the weights by which lanes are combined (moments.cuh) are computed once.
+// All columns have equally many rows, so the weights by which lanes are combined (moments.cuh) are computed once. Lanes
+// of a warp take the first row of the warp for the pivot, so that one shuffle brings it; that of the tile is the first
+// warp's.
 template <typename Tile>
 __device__ __forceinline__ void store_moments(const Tile& tile, unsigned char* memory, const TileMoments& to,
                                               const T* bias, const TileOrder& place, int64 first_channel, int64 rows,
@@ -46,12 +48,12 @@ __device__ __forceinline__ void store_moments(const Tile& tile, unsigned char* m
         count = total;
     }
     float* const counts = reinterpret_cast<float*>(memory);  // of the warps below each other
-    float* const means = counts + DOWN + down * 2 * COLUMNS;
+    float* const means = counts + DOWN + down * 3 * COLUMNS;
     if (lane == 0 && across == 0) counts[down] = count;
 #pragma unroll
     for (int j = 0; j < 2 * Tile::PAIRS; ++j) {
         const int first = across + 8 * j + 2 * (lane % 4);
-        float stored[COUNT][2];
+        float stored[COUNT][2], pivot[2];
 #pragma unroll
         for (int i = 0; i < COUNT; ++i)
 #pragma unroll
@@ -60,8 +62,10 @@ __device__ __forceinline__ void store_moments(const Tile& tile, unsigned char* m
                 stored[i][k] = as_stored(tile.sums[i / 2][j][2 * (i % 2) + k], column < columns ? bias : nullptr,
                                          first_channel + column);
             }
+#pragma unroll
+        for (int k = 0; k < 2; ++k) pivot[k] = pivot_of(__shfl_sync(ALL_LANES, stored[0][k], lane % 4));
         ColumnMoments<2> own =
-            moments_of(stored, own_count, inverse_count, [&](int i) { return row + 8 * i < rows; });
+            moments_of(stored, pivot, own_count, inverse_count, [&](int i) { return row + 8 * i < rows; });
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
 #pragma unroll
@@ -76,18 +80,20 @@ __device__ __forceinline__ void store_moments(const Tile& tile, unsigned char* m
             if (lane >= 4) continue;
             means[first + k] = own.mean[k];
             means[COLUMNS + first + k] = own.spread[k];
+            means[2 * COLUMNS + first + k] = pivot[k];
         }
     }
     __syncthreads();
     for (int column = threadIdx.x; column < COLUMNS && place.column + column < columns; column += THREADS) {
+        const float pivot = counts[DOWN + 2 * COLUMNS + column];
         Moments all;
 #pragma unroll
         for (int i = 0; i < DOWN; ++i) {
-            const float* const found = counts + DOWN + i * 2 * COLUMNS + column;
-            all.add({counts[i], found[0], found[COLUMNS]});
+            const float* const found = counts + DOWN + i * 3 * COLUMNS + column;
+            all.add({counts[i], found[2 * COLUMNS] - pivot + found[0], found[COLUMNS]});
         }
         const int64 channel = first_channel + place.column + column;
-        to.store(place.row / ROWS, channel, all.mean, all.spread);
+        to.store(place.row / ROWS, channel, pivot, all.mean, all.spread);
         if (channel == 0) to.store_rows(place.row / ROWS, all.count);
     }
 }
@@ -147,11 +153,12 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS_BACK) void mma_backward_
     {
         const int group = blockIdx.z % groups;
         const PixelClass own(static_cast<int>(blockIdx.z) / groups, of, period_h, period_w);
-        if (own.pixels == 0) return;
+        const int pixels = static_cast<int>(own.pixels);
+        if (pixels == 0) return;
         const int group_in = static_cast<int>(channels) / groups, group_out = static_cast<int>(out) / groups;
         const int64 begin = blockIdx.y * part;
-        const TileOrder place(own.pixels, group_in, ROWS, COLUMNS);
-        if (place.row >= own.pixels || place.column >= group_in) return;  // another class has more pixels
+        const TileOrder place(pixels, group_in, ROWS, COLUMNS);
+        if (place.row >= pixels || place.column >= group_in) return;  // another class has more pixels
         const Patches<T> patches = windows_of(dy, of, own, group, group_out);
         const int filter = kh * kw * group_in;  // elements
         const T* const of_group = weight + static_cast<int64>(group) * group_out * filter;
@@ -174,14 +181,15 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS_BACK) void mma_backward_
     const int z = forgotten(blockIdx.z), group = z % groups;
     const PixelClass own(z / groups, of, period_h, period_w);
     const int group_in = forgotten(channels) / groups;
-    const TileOrder place(own.pixels, group_in, ROWS, COLUMNS);
+    const int count = static_cast<int>(own.pixels);
+    const TileOrder place(count, group_in, ROWS, COLUMNS);
     // Which pixels of dx the rows of the tile are, behind the slabs that results pass through.
     uint32* const pixels = reinterpret_cast<uint32*>(memory + Shape::stages * Shape::stage) - ROWS;
-    for (int i = threadIdx.x; i < ROWS; i += THREADS) pixels[i] = static_cast<uint32>(own.place(place.row + i, of));
+    for (int i = threadIdx.x; i < ROWS; i += THREADS) pixels[i] = own.place(static_cast<uint32>(place.row) + i, of);
     __syncthreads();
     const Epilogue<T> epilogue{EPILOGUE_ARGUMENTS};
     const int64 behind = blockIdx.y * images * h * w * channels;  // of this block's part
-    tile.store(memory, place.row, place.column, own.pixels, group_in, epilogue.vectors(group_in, channels),
+    tile.store(memory, place.row, place.column, count, group_in, epilogue.vectors(group_in, channels),
                [&](int64 row, int64 column, const auto& sums) {
                    const int64 channel = group * group_in + column;
                    const int64 index = static_cast<int64>(pixels[row - place.row]) * channels + channel;

@@ -47,6 +47,7 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void simt_forward(const
     const int64 channel = group * group_out + place.column + threadIdx.x;
     const bool gathers = moments != nullptr && threadIdx.x < COLUMNS && place.column + threadIdx.x < group_out;
     ColumnMoments<1> own;
+    float pivot[1] = {0.0f};
     tile.store(memory, place.row, place.column, pixels, group_out, epilogue.vectors(group_out, out), store,
                [&](int64 row) {
                    if (!gathers) return;
@@ -57,13 +58,15 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void simt_forward(const
                        for (int i = 0; i < GATHERED; ++i)
                            stored[i][0] = as_stored(memory[(line + i) * COLUMNS + threadIdx.x], bias, channel);
                        const int64 first = row + Tile::row_of(line);
-                       const ColumnMoments<1> some = moments_of(stored, [&](int i) { return first + i < pixels; });
+                       if (own.count == 0.0f) pivot[0] = pivot_of(stored[0][0]);
+                       const ColumnMoments<1> some =
+                           moments_of(stored, pivot, [&](int i) { return first + i < pixels; });
                        own.add(some.count, some.mean, some.spread);
                    }
                });
     if (!gathers) return;
     const TileMoments to{moments, divide_up(pixels, ROWS), out};
-    to.store(place.row / ROWS, channel, own.mean[0], own.spread[0]);
+    to.store(place.row / ROWS, channel, pivot[0], own.mean[0], own.spread[0]);
     if (threadIdx.x == 0 && group == 0 && place.column == 0) to.store_rows(place.row / ROWS, own.count);
 }
 

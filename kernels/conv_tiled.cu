@@ -39,22 +39,23 @@ extern "C" __global__ __launch_bounds__(THREADS, 2) void conv_forward(const T* x
     });
     if (moments == nullptr) return;
     const int64 row = place.row + threadIdx.x / MICROS * MICRO, column = place.column + threadIdx.x % MICROS * MICRO;
-    float stored[MICRO][MICRO];
+    float stored[MICRO][MICRO], pivot[MICRO];
 #pragma unroll
     for (int i = 0; i < MICRO; ++i)
 #pragma unroll
         for (int j = 0; j < MICRO; ++j)
             stored[i][j] = as_stored(sum.at[i][j], column + j < group_out ? bias : nullptr,
                                      group * group_out + column + j);
-    ColumnMoments<MICRO> own = moments_of(stored, [&](int i) { return row + i < pixels; });
-    gather_below<MICRO, THREADS>(own, MICROS, MICROS, reinterpret_cast<float*>(&tiles));
+    const auto exists = [&](int i) { return row + i < pixels; };
+    const ColumnMoments<MICRO> own =
+        moments_of_tile<THREADS>(stored, pivot, exists, MICROS, MICROS, reinterpret_cast<float*>(&tiles));
     const TileMoments to{moments, divide_up(pixels, TILE), out};
     if (threadIdx.x == 0 && group == 0 && place.column == 0) to.store_rows(place.row / TILE, own.count);
     if (threadIdx.x >= MICROS) return;
 #pragma unroll
     for (int j = 0; j < MICRO; ++j)
         if (column + j < group_out)
-            to.store(place.row / TILE, group * group_out + column + j, own.mean[j], own.spread[j]);
+            to.store(place.row / TILE, group * group_out + column + j, pivot[j], own.mean[j], own.spread[j]);
 }
 
 // blockIdx.z counts the stride_h stride_w classes of pixels as well: each has its own taps and pixels. period: that of

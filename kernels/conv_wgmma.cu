@@ -22,13 +22,13 @@
 //   tensor cores    8 products of 64 x 256 x 16, 128 cycles each                              1024 cycles
 //   shared memory   80 KB read by the products, 48 KB written by the copies, 128 bytes a cycle  1024
 //   L2 cache        48 KB, so 48 bytes a cycle for each multiprocessor
-//   schedulers      82 instructions of each consumer's warp, two of which share one             164
-//                   55 (forward), 90 (input) or 125 (parameters) of the thread that loads, by the way
+//   schedulers      80 instructions of each consumer's warp, two of which share one             160
+//                   73 (forward), 111 (input) or 137 (parameters) of the warp that loads, by the way
 //
 // So the tensor cores are the limit, as of the matrix product, by as much as slices are full: 64 channels use all of a
 // slice, 72 use 9/16 and 8 an eighth. The taps of a tile read nearly the same pixels, which come from the L2 cache
 // then. How fast the copy engine walks along pixels no document says. Pixels of dx that a stride scatters are stored
-// by threads, 16 bytes each, with two divisions of 32 bits for each vector.
+// by threads, 16 bytes each, with two divisions of 32 bits for each vector, and two more where another array is read.
 #include "convolution.cuh"
 #include "wgmma_block.cuh"
 
@@ -86,8 +86,8 @@ struct PatchLoads {
         prefetch_tensor_map(weight);
     }
 
-    __device__ __forceinline__ Tile tile(const Work& work, int slice) const {
-        const int of_tap = (channels + SLICE - 1) / SLICE, tap = slice / of_tap;
+    __device__ __forceinline__ Tile tile(const Work& work) const {
+        const int slice = work.first, of_tap = (channels + SLICE - 1) / SLICE, tap = slice / of_tap;
         Tile at{Corner(windows, work.row), work.item, work.column, tap / taps.columns, tap % taps.columns,
                 slice % of_tap * SLICE};
         // A part without depth is one slice of what lies beyond all images and outputs: zeros.
@@ -141,8 +141,8 @@ struct GradientLoads {
         prefetch_tensor_map(patches);
     }
 
-    __device__ __forceinline__ Tile tile(const Work& work, int slice) const {
-        Tile at{Corner(windows, static_cast<int64>(slice) * SLICE), work.row, by_tap ? 0 : work.item, {}, {}, {}};
+    __device__ __forceinline__ Tile tile(const Work& work) const {
+        Tile at{Corner(windows, static_cast<int64>(work.first) * SLICE), work.row, by_tap ? 0 : work.item, {}, {}, {}};
 #pragma unroll
         for (int panel = 0; panel < PANELS; ++panel) {
             // A panel beyond the last one is not stored; it reads what there is.
@@ -190,7 +190,7 @@ struct ScatteredTarget : Target {
 
     __device__ __forceinline__ ScatteredTarget(const Target& target, int first_row, const ScatteredPixels& places)
         : Target(target), first_row(first_row), places(places) {}
-    __device__ __forceinline__ int64 row_of(int row) const { return places.at(first_row + row); }
+    __device__ __forceinline__ int64 row_of(int row, int more) const { return places.at(first_row + row + more); }
 };
 
 struct ScatteredProduct : WgmmaProduct {
@@ -225,8 +225,8 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void wgmma_forward(const __g
                                      static_cast<int>(out)};
     const WgmmaProduct product{images * p * q, group_out, depth, groups,    part, parts,           group_out,
                                out,            group_out, out,   group_out, 0,    images * p * q * out};
-    run_block<Major::K, Major::K>(loads, map_c, Epilogue<T>{EPILOGUE_ARGUMENTS}, nullptr, product, boxes, pipeline,
-                                  tiles);
+    run_block<Multiply<T, Major::K, Major::K, Shape>>(loads, map_c, Epilogue<T>{EPILOGUE_ARGUMENTS}, nullptr, product,
+                                                      boxes, pipeline, tiles);
 }
 
 // dx of stride 1 is the convolution of dy with the mirrored kernel. Where a window reaches beyond dy it sees zeros,
@@ -249,8 +249,8 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void wgmma_backward_input(
                                       static_cast<int>(out)};
     const WgmmaProduct product{images * h * w, group_in, depth,    groups,   part, parts,                   group_in,
                                channels,       group_in, channels, group_in, 0,    images * h * w * channels};
-    run_block<Major::K, Major::MN>(loads, map_c, Epilogue<T>{EPILOGUE_ARGUMENTS}, nullptr, product, boxes, pipeline,
-                                   tiles);
+    run_block<Multiply<T, Major::K, Major::MN, Shape>>(loads, map_c, Epilogue<T>{EPILOGUE_ARGUMENTS}, nullptr, product,
+                                                       boxes, pipeline, tiles);
 }
 
 // For the lines x pixels of an image with (h + top) % stride_h and (w + left) % stride_w the same, first_h and first_w
@@ -279,8 +279,8 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void wgmma_backward_strided(
                                parts,                    group_in, channels, group_in, channels,
                                group_in,                 0,        images * h * w * channels};
     const ScatteredProduct scattered(product, {lines, pixels, h, w, first_h, first_w, stride_h, stride_w});
-    run_block<Major::K, Major::MN>(loads, map_dy, Epilogue<T>{EPILOGUE_ARGUMENTS}, nullptr, scattered, false, pipeline,
-                                   tiles);
+    run_block<Multiply<T, Major::K, Major::MN, Shape>>(loads, map_dy, Epilogue<T>{EPILOGUE_ARGUMENTS}, nullptr,
+                                                       scattered, false, pipeline, tiles);
 }
 
 // column_sums (null: not wanted): the sums of dy's columns. Parts have theirs behind their part of dW.
@@ -309,6 +309,6 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void wgmma_backward_paramete
     const WgmmaProduct product{group_out, columns, images * p * q, by_tap ? taps : groups, part, parts,
                                item,      row,     item,           row,                    0,    by_tap ? 1 : groups,
                                out * row};
-    run_block<Major::MN, Major::MN>(loads, map_dy, Epilogue<T>{EPILOGUE_ARGUMENTS}, column_sums, product, false,
-                                    pipeline, tiles);
+    run_block<Multiply<T, Major::MN, Major::MN, Shape>>(loads, map_dy, Epilogue<T>{EPILOGUE_ARGUMENTS}, column_sums,
+                                                        product, false, pipeline, tiles);
 }

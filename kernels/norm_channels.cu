@@ -200,12 +200,12 @@ extern "C" __global__ __launch_bounds__(THREADS) void channel_norm(
                        0.0f, across, strips);
 }
 
-// Batch norm with given statistics, whose rstd is saved. Those of a batch move the running ones; the running ones
-// themselves, in inference, have their mean saved too.
+// Batch norm with given statistics, whose rstd is saved. Those of a batch, whose mean is mean + low, move the running
+// ones; the running ones themselves, in inference, have their mean saved too.
 extern "C" __global__ __launch_bounds__(THREADS, 2) void channel_norm_of(
-    const T* x, const T* gamma, const T* beta, const float* mean, const float* variance, T* y, float* saved_mean,
-    float* rstd, float* running_mean, float* running_var, int64 positions, int64 channels, float eps, float momentum,
-    int64 chunk, int chunks, int width, int across, int strips) {
+    const T* x, const T* gamma, const T* beta, const float* mean, const float* low, const float* variance, T* y,
+    float* saved_mean, float* rstd, float* running_mean, float* running_var, int64 positions, int64 channels, float eps,
+    float momentum, int64 chunk, int chunks, int width, int across, int strips) {
     for (int64 i = static_cast<int64>(blockIdx.x) * THREADS + threadIdx.x; i < channels;
          i += static_cast<int64>(gridDim.x) * THREADS) {
         rstd[i] = 1.0f / sqrtf(variance[i] + eps);
@@ -217,10 +217,10 @@ extern "C" __global__ __launch_bounds__(THREADS, 2) void channel_norm_of(
         }
     }
     if (width > 1)
-        write_chunk<VECTOR>(x, gamma, beta, mean, nullptr, nullptr, variance, y, positions, channels, 1, chunk, chunks,
-                            eps, across, strips);
+        write_chunk<VECTOR>(x, gamma, beta, mean, low, nullptr, variance, y, positions, channels, 1, chunk, chunks, eps,
+                            across, strips);
     else
-        write_chunk<1>(x, gamma, beta, mean, nullptr, nullptr, variance, y, positions, channels, 1, chunk, chunks, eps,
+        write_chunk<1>(x, gamma, beta, mean, low, nullptr, variance, y, positions, channels, 1, chunk, chunks, eps,
                        across, strips);
 }
 

@@ -10,16 +10,19 @@ constexpr int PHASES = THREADS / CHANNELS;
 //
 // The formulae of Chan, Golub and LeVeque (moments.cuh) for all tiles at once: the mean is that of the tiles' means,
 // the spread that of the tiles and the squared distances of their means from it. Means are added up about the first
-// one.
-extern "C" __global__ __launch_bounds__(THREADS) void merge_moments(const float* moments, float* mean, float* variance,
-                                                                    int64 tiles, int64 channels) {
+// tile's pivot; rest receives what the float32 mean leaves out of the sum of both.
+extern "C" __global__ __launch_bounds__(THREADS) void merge_moments(const float* moments, float* mean, float* rest,
+                                                                    float* variance, int64 tiles, int64 channels) {
     __shared__ float found[2][THREADS];
     const int phase = threadIdx.x / CHANNELS;
     const int64 channel = static_cast<int64>(blockIdx.x) * CHANNELS + threadIdx.x % CHANNELS;
     const bool active = channel < channels;
-    const float *const means = moments, *const spreads = moments + tiles * channels;
-    const float* const rows = spreads + tiles * channels;
-    const float first = active ? means[channel] : 0.0f, pivot = first - first == 0.0f ? first : 0.0f;
+    const float *const pivots = moments, *const distances = pivots + tiles * channels;
+    const float *const spreads = distances + tiles * channels, *const rows = spreads + tiles * channels;
+    const float pivot = active ? pivots[channel] : 0.0f;
+    const auto distance_of = [&](int64 tile) {
+        return pivots[tile * channels + channel] - pivot + distances[tile * channels + channel];
+    };
     // Both sums of all phases, in every thread of the channel.
     auto total = [&](float x, float y, float& all_x, float& all_y) {
         found[0][threadIdx.x] = x;
@@ -38,7 +41,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void merge_moments(const float*
 #pragma unroll 4
         for (int64 tile = phase; tile < tiles; tile += PHASES) {
             count += rows[tile];
-            sum += rows[tile] * (means[tile * channels + channel] - pivot);
+            sum += rows[tile] * distance_of(tile);
         }
     }
     total(count, sum, all, distance);
@@ -47,13 +50,15 @@ extern "C" __global__ __launch_bounds__(THREADS) void merge_moments(const float*
     if (active) {
 #pragma unroll 4
         for (int64 tile = phase; tile < tiles; tile += PHASES) {
-            const float apart = means[tile * channels + channel] - pivot - distance;
+            const float apart = distance_of(tile) - distance;
             within += spreads[tile * channels + channel];
             between += rows[tile] * apart * apart;
         }
     }
     total(within, between, all_within, all_between);
     if (phase != 0 || !active) return;
-    mean[channel] = pivot + distance;
+    const WideMean center(pivot, distance);
+    mean[channel] = center.high;
+    rest[channel] = center.low;
     variance[channel] = (all_within + all_between) / all;
 }

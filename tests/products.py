@@ -9,8 +9,12 @@ from emulated import to_device, to_host
 from table import KERNEL_DEVICE
 
 from bp.cuda import choice, kernel
+from bp.cuda.epilogue import ADDING
 from bp.cuda.product import WAYS, Matrices
 from bp.ops.device import find_device
+
+# The launches that add the parts of a cut depth: few parts, or many.
+ADDED = tuple([name] for name in ADDING)
 
 
 def integers(*shape, most=3, seed=0):

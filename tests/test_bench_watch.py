@@ -11,6 +11,7 @@ from bp.bench import watch
 from bp.bench.results import Entry, Limits, Row, Times
 from bp.bench.run import Plan, Run, judged
 from bp.bench.watch import Sample, Watch, open_gauge
+from bp.cuda.driver import GPU, Driver
 
 # Signatures as in nvml.h; what is asked for comes from the environment, so that a test can change it.
 NVML = r"""
@@ -23,13 +24,9 @@ static unsigned long long number(const char* name) {
 typedef struct device* nvmlDevice_t;
 extern "C" {
 int nvmlInit_v2() { return (int)number("NVML_INIT"); }
-int nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t* device) {
-    *device = (nvmlDevice_t)(size_t)(0x700000000000ull + index);  // more than 32 bits, as addresses are
-    return index == number("NVML_INDEX") ? 0 : 2;
-}
-int nvmlDeviceGetHandleByUUID(const char* uuid, nvmlDevice_t* device) {
-    *device = (nvmlDevice_t)(size_t)0x700000000000ull;
-    return std::strcmp(uuid, "GPU-8f") ? 6 : 0;
+int nvmlDeviceGetHandleByPciBusId_v2(const char* bus, nvmlDevice_t* device) {
+    *device = (nvmlDevice_t)(size_t)0x700000000000ull;  // more than 32 bits, as addresses are
+    return std::strcmp(bus, std::getenv("NVML_BUS")) ? 6 : 0;
 }
 static bool known(nvmlDevice_t device) { return (size_t)device >> 32 == 0x7000; }
 int nvmlDeviceGetClockInfo(nvmlDevice_t device, int type, unsigned int* clock) {
@@ -51,7 +48,8 @@ int REASONS(nvmlDevice_t device, unsigned long long* reasons) {
 }
 }
 """
-USUAL = {"NVML_SM": "1980", "NVML_MEMORY": "3201", "NVML_MILLIWATTS": "312500", "NVML_CELSIUS": "41"}
+BUS = "0000:3B:00.0"
+USUAL = {"NVML_BUS": BUS, "NVML_SM": "1980", "NVML_MEMORY": "3201", "NVML_MILLIWATTS": "312500", "NVML_CELSIUS": "41"}
 
 
 @pytest.fixture(
@@ -69,11 +67,17 @@ def library(request, tmp_path_factory):
     return str(path)
 
 
+def lists(monkeypatch, *buses):
+    """Let the driver list GPUs at these places, in its order."""
+    gpus = tuple(GPU("NVIDIA H200", (9, 0), 141 * 2**30, bus) for bus in buses)
+    monkeypatch.setattr(watch, "find_driver", lambda: Driver((12, 8), gpus))
+
+
 @pytest.fixture
 def nvml(library, monkeypatch):
     """set(name=value) changes what the stand-in says, by the names of `USUAL`."""
     monkeypatch.setattr(watch, "LIBRARY", library)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    lists(monkeypatch, BUS)
     for name, value in USUAL.items():
         monkeypatch.setenv(name, value)
     return monkeypatch.setenv
@@ -87,14 +91,22 @@ def test_a_gpu_says_what_it_does(nvml):
     assert gauge() == Sample(1980, 3201, None, 41, ("power cap", "thermal slowdown"))
 
 
-@pytest.mark.parametrize(("visible", "index"), [("", "0"), ("3", "3"), ("GPU-8f,1", "7")])
-def test_the_gpu_that_is_watched_is_the_one_that_runs(nvml, visible, index):
-    nvml("CUDA_VISIBLE_DEVICES", visible)
-    nvml("NVML_INDEX", index)
+def test_the_gpu_that_is_watched_is_the_one_that_runs(nvml, monkeypatch):
+    """The first that CUDA counts, which is the fastest, lies behind another on the bus."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    lists(monkeypatch, "0000:5E:00.0", BUS)
+    assert open_gauge("cuda") is None
+    nvml("NVML_BUS", "0000:5E:00.0")
     assert open_gauge("cuda")().clock == 1980
 
 
-@pytest.mark.parametrize("settings", [{"NVML_INIT": "9"}, {"NVML_INDEX": "1"}, {"CUDA_VISIBLE_DEVICES": "GPU-00"}])
+def test_where_the_driver_lists_no_gpu_nothing_is_watched(nvml, monkeypatch):
+    lists(monkeypatch)
+    assert open_gauge("cuda") is None
+
+
+@pytest.mark.parametrize("settings", [{"NVML_INIT": "9"}, {"NVML_BUS": "0000:5E:00.0"}])
 def test_a_driver_that_does_not_answer_is_done_without(nvml, monkeypatch, settings):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     for name, value in settings.items():
@@ -116,11 +128,12 @@ def test_nvidia_smi_answers_where_the_library_cannot_be_loaded(monkeypatch, tmp_
     script = tmp_path / "nvidia-smi"
     script.write_text(
         "#!/bin/sh\n"
-        f'case "$1" in *power.draw,temperature.gpu,{known}) echo "1755, 3201, [N/A], 55, 0x0000000000000048";; '
-        '*) echo "not a valid field"; exit 2;; esac\n'
+        f'case "$*" in *power.draw,temperature.gpu,{known}\\ *\\ --id={BUS}) '
+        'echo "1755, 3201, [N/A], 55, 0x0000000000000048";; *) echo "not a valid field"; exit 2;; esac\n'
     )
     script.chmod(0o755)
     monkeypatch.setattr(watch, "LIBRARY", str(tmp_path / "none.so"))
+    lists(monkeypatch, BUS)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     reasons = ("hardware slowdown", "hardware thermal slowdown")
     assert open_gauge("cuda")() == Sample(1755, 3201, None, 55, reasons)

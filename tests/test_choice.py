@@ -2,19 +2,22 @@
 
 import json
 import os
+import re
+import shutil
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import bp
 from bp.callbacks import Callback
-from bp.cli import main
+from bp.cli import BAD_INPUT, main
 from bp.cuda import choice, tuning
 from bp.cuda.choice import Choice, Problem, Rung
 from bp.cuda.tuning import Entry, Table
-from bp.errors import ConfigurationError
+from bp.errors import ConfigurationError, Notice
 
 PROBLEM = Problem("linear", "nt", 100, 70, 300, 1, "bfloat16", 16)
 TILES = ("big", "small")
@@ -29,7 +32,7 @@ LADDER = (
         variant=lambda problem: "small",
         tiles=lambda problem: TILES,
         dtypes=("float16", "bfloat16"),
-        least=80,
+        least_of={"float16": 80, "bfloat16": 80},
         alignment=4,
         because="more than 8 rows",
     ),
@@ -112,10 +115,10 @@ def test_a_tile_can_be_forced(ladder, monkeypatch):
     force(monkeypatch, "cores:big")
     assert chosen() == Choice("cores", "big")
     force(monkeypatch, "cores:huge")
-    with pytest.raises(ConfigurationError, match=r"BP_LINEAR=cores:huge expected a tile of cores .* \(big, small\)"):
+    with pytest.raises(ConfigurationError, match=r"BP_LINEAR=cores:huge expected a tile of cores \(big, small\)"):
         chosen()
     force(monkeypatch, "rest:big")
-    with pytest.raises(ConfigurationError, match=r"expected a tile of rest for this product \(none\)"):
+    with pytest.raises(ConfigurationError, match=r"expected a tile of rest \(which has none\)"):
         chosen()
 
 
@@ -125,14 +128,60 @@ def test_a_tile_can_be_forced(ladder, monkeypatch):
         ("faster", "BP_LINEAR expected one of library, new, cores, outer, rest, got 'faster'"),
         (
             "cores",
-            "BP_LINEAR=cores computes float16, bfloat16 from compute capability 8.0 on .*, got float32, 9.0 and 16",
+            "^BP_LINEAR=cores cannot compute a product in fp32 on compute capability 9.0: fp16 and bf16 only$",
         ),
+        ("cores:", "^BP_LINEAR=cores cannot compute a product in fp32 "),
+        ("new:", "^BP_LINEAR=new cannot compute a product in fp32 on compute capability 9.0: bf16 only$"),
     ],
 )
 def test_what_cannot_be_forced(ladder, monkeypatch, asked, text):
     force(monkeypatch, asked)
     with pytest.raises(ConfigurationError, match=text):
         chosen(dtype="float32")
+
+
+def test_a_tile_that_is_for_other_products(monkeypatch, ladder):
+    monkeypatch.setitem(
+        choice.RUNGS, "linear", (replace(LADDER[2], tiles=lambda problem: TILES[: problem.alignment // 8]),)
+    )
+    force(monkeypatch, "cores:small")
+    assert chosen() == Choice("cores", "small")
+    with pytest.raises(
+        ConfigurationError, match=r"BP_LINEAR=cores:small expected a tile of cores for this product \(none\)"
+    ):
+        chosen(alignment=4)
+
+
+def test_the_environment_is_read_once(ladder, monkeypatch):
+    """What is chosen, why, and in words: all by what it said first, until it is read anew."""
+    assert chosen() == Choice("cores", "small")
+    monkeypatch.setenv("BP_LINEAR", "rest")
+    assert (chosen(m=99), choice.in_use(90)) == (Choice("cores", "small"), "built-in rules")
+    assert choice.decide(replace(PROBLEM, m=98), 90).by == "rule"
+    choice.forget()
+    assert (chosen(), choice.in_use(90)) == (Choice("rest"), "linear=rest, built-in rules")
+    assert choice.decide(PROBLEM, 90).by == "forced"
+
+
+@pytest.mark.parametrize("asked", ["faster", "cores:huge", ":big", " "])
+def test_what_there_is_not_is_refused_before_any_product(ladder, monkeypatch, asked):
+    force(monkeypatch, asked)
+    with pytest.raises(ConfigurationError, match="BP_LINEAR"):
+        choice.in_use(90)
+
+
+def test_every_tile_of_bp_can_be_asked_for(monkeypatch):
+    for family, rungs in choice.RUNGS.items():
+        way = choice.WAYS[family][0]
+        for rung in rungs:
+            for dtype in rung.dtypes:
+                problem = Problem(family, way, 512, 512, 512, 1, dtype, 16, depthwise=rung.depthwise, im2col=True)
+                for tile in rung.variants(problem):
+                    monkeypatch.setenv(f"BP_{family.upper()}", str(Choice(rung.name, tile)))
+                    choice.forget()
+                    assert choice.choose(problem, rung.only or 80) == Choice(rung.name, tile)
+        monkeypatch.undo()
+        choice.forget()
 
 
 def test_only_one_choice_for_a_while(ladder, monkeypatch):
@@ -143,6 +192,7 @@ def test_only_one_choice_for_a_while(ladder, monkeypatch):
         assert chosen() == Choice("cores", "big")
         force(monkeypatch, "rest")
         assert chosen() == Choice("cores", "big")
+        assert choice.in_use(90) == "linear=cores:big, built-in rules"
     assert chosen() == Choice("rest")
 
 
@@ -151,6 +201,26 @@ def test_every_rung_with_every_tile_that_can_compute_a_problem(ladder):
         *("library", "new", "cores:big", "cores:small", "outer", "rest"),
     ]
     assert [str(one) for one in choice.candidates(replace(PROBLEM, dtype="tf32"), 90)] == ["library", "outer", "rest"]
+
+
+def test_a_device_without_the_library_takes_what_the_rules_have(tuned, monkeypatch):
+    """A table that was made with --cublas on a GPU, on the emulator."""
+    tuned("library")
+    assert chosen() == Choice("library") and chosen(library=False) == Choice("cores", "small")
+    decision = choice.decide(replace(PROBLEM, library=False), 90)
+    assert (decision.by, dict(decision.passed)["library"]) == ("rule", "a library of device 'cuda' alone")
+    force(monkeypatch, "library")
+    with pytest.raises(ConfigurationError, match=r"BP_LINEAR=library cannot .*: a library of device 'cuda' alone"):
+        chosen(library=False)
+
+
+def test_sizes_that_cublas_cannot_say_are_left_to_other_rungs(force):
+    largest = Problem("linear", "nt", 2**31 - 1, 8, 8, 1, "bfloat16", 16)
+    force("linear", "cublas")
+    assert choice.choose(largest, 90) == Choice("cublas")
+    for other in ({"m": 2**31}, {"n": 2**31}, {"k": 2**31}, {"batch": 2**31}):
+        with pytest.raises(ConfigurationError, match=r"takes sizes up to 2\^31 - 1, here 2147483648"):
+            choice.choose(replace(largest, **other), 90)
 
 
 # Reasons ------------------------------------------------------------------------------------------------------
@@ -220,7 +290,7 @@ def test_one_entry_serves_its_class_and_no_other(tuned):
 
 
 def test_an_entry_that_cannot_compute_a_product_is_left_out(tuned):
-    for rung, tile in (("cores", "huge"), ("gone", ""), ("cores", "")):
+    for rung, tile in (("cores", "huge"), ("cores", ""), ("outer", "big")):
         tuned(rung, tile)
         assert chosen() == Choice("cores", "small")
 
@@ -249,9 +319,10 @@ def test_a_table_of_another_architecture_is_not_used(tuned):
     assert chosen() == Choice("cores", "small") and chosen(capability=80) == Choice("rest")
 
 
-def test_a_table_of_other_kernels_is_left_out_with_one_warning(tuned):
-    path = tuned("rest", version="older")
-    with pytest.warns(RuntimeWarning, match=f"{path} was measured with other kernels .*: run bp tune again") as caught:
+@pytest.mark.parametrize("rung", ["rest", "gone"])
+def test_a_table_of_other_kernels_is_left_out_with_one_warning(tuned, rung):
+    path = tuned(rung, version="older")
+    with pytest.warns(Notice, match=f"{path} was measured with other kernels .*: run bp tune again") as caught:
         assert chosen() == Choice("cores", "small") and chosen(m=9) == Choice("cores", "small")
     assert len(caught) == 1
 
@@ -278,6 +349,20 @@ def test_the_version_is_of_kernels_and_of_what_launches_them(tmp_path, monkeypat
     tuning.with_includes.cache_clear()
 
 
+@pytest.mark.parametrize("name", ["choice", "epilogue", "product", "tensor_map", "mma_tiles", "linear_mma", "conv"])
+def test_the_version_is_of_what_cuts_and_launches(tmp_path, monkeypatch, name):
+    shutil.copytree(Path(tuning.__file__).parent, tmp_path / "cuda")
+    monkeypatch.setattr(tuning, "__file__", str(tmp_path / "cuda" / "tuning.py"))
+    first = tuning.version.__wrapped__()
+    path = tmp_path / "cuda" / f"{name}.py"
+    path.write_text(path.read_text() + "# changed")
+    assert tuning.version.__wrapped__() != first
+
+
+def with_entry(document, **changes):
+    return json.dumps(document | {"entries": [document["entries"][0] | changes]})
+
+
 def without(document, key):
     return {name: value for name, value in document.items() if name != key}
 
@@ -290,8 +375,24 @@ def without(document, key):
         (lambda document: json.dumps(document | {"format": 2}), "expected a tuned table of format 1, got 2"),
         (lambda document: json.dumps(without(document, "entries")), "damaged .*entries"),
         (lambda document: json.dumps(document | {"entries": [{}]}), "damaged"),
-        (lambda document: json.dumps(document | {"entries": [document["entries"][0] | {"m": "many"}]}), "damaged"),
-        (lambda document: json.dumps(document | {"entries": [document["entries"][0] | {"dtype": "int8"}]}), "int8"),
+        (lambda document: with_entry(document, m="many"), "damaged"),
+        (lambda document: with_entry(document, m=True), "m = True"),
+        (lambda document: with_entry(document, dtype="int8"), "int8"),
+        (lambda document: with_entry(document, family="pool"), "pool"),
+        (lambda document: with_entry(document, way="sideways"), "sideways"),
+        (lambda document: with_entry(document, way="forward"), "linear, forward"),
+        (lambda document: with_entry(document, rung=None), "rung = None"),
+        (lambda document: with_entry(document, rung="gone"), "linear has no rung gone"),
+        (lambda document: with_entry(document, tile=None), "tile = None"),
+        (lambda document: with_entry(document, measured=[1]), "damaged"),
+        (lambda document: with_entry(document, seconds="soon"), "damaged"),
+        (lambda document: with_entry(document).replace("2.0", "1e999"), "inf seconds"),
+        (lambda document: json.dumps(document | {"entries": {"a": 1}}), "damaged"),
+        (lambda document: json.dumps(document | {"format": True}), "expected a tuned table of format 1, got True"),
+        (lambda document: json.dumps(document | {"capability": "90"}), "capability = '90'"),
+        (lambda document: json.dumps(document | {"capability": 0}).replace(": 0", ": 1e999"), "capability = inf"),
+        (lambda document: json.dumps(document | {"capability": 0}).replace(": 0", ": " + 5000 * "9"), "cannot be read"),
+        (lambda document: "[" * 100_000, "cannot be read"),
     ],
 )
 def test_a_damaged_table(tuned, monkeypatch, tmp_path, damage, text):
@@ -305,7 +406,7 @@ def test_a_damaged_table(tuned, monkeypatch, tmp_path, damage, text):
     (tmp_path / "tuning").mkdir()
     path.rename(tmp_path / "tuning" / "sm_90.json")
     choice.forget()
-    with pytest.warns(RuntimeWarning, match="it is not used"):
+    with pytest.warns(Notice, match="it is not used"):
         assert chosen() == Choice("cores", "small")
 
 
@@ -403,6 +504,70 @@ def test_a_cpu_has_no_choice_and_older_checkpoints_say_nothing_of_it(tmp_path):
         trained(tmp_path / "run", "cpu", heard, 2, resume="auto")
         trained(tmp_path / "run", "emulator", heard, 3, resume="auto")
     assert heard.messages == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "asked", "text"),
+    [
+        ("BP_LINEAR", "foo", "BP_LINEAR expected one of .*naive.*, got 'foo'"),
+        ("BP_CONV", "mma:1x1", r"BP_CONV=mma:1x1 expected a tile of mma \(128x128, "),
+        ("BP_TUNING", "missing.json", "missing.json: no such file"),
+    ],
+)
+def test_a_training_that_asks_for_what_there_is_not_leaves_nothing(
+    tmp_path, monkeypatch, capsys, variable, asked, text
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(variable, asked)
+    choice.forget()
+    try:
+        small = ["--model.hidden", "[4]", "--trainer.max_steps", "1"]
+        assert main(["train", "digits", "--device", "emulator", *small]) == BAD_INPUT
+        out, err = capsys.readouterr()
+        assert re.search(f"^bp: error: {text}", err) and err.count("\n") == 1 and out == ""
+        assert list(tmp_path.iterdir()) == []
+        with pytest.raises(ConfigurationError, match=text):
+            bp.Trainer(bp.Linear(4, 3), bp.CrossEntropyLoss(), bp.SGD(lr=0.1), device="emulator")
+        assert main(["train", "digits", "--device", "cpu", *small]) == 0  # where it has no meaning
+    finally:
+        monkeypatch.undo()
+        choice.forget()
+
+
+class Switch(Callback):
+    """Asks for another rung after the fourth step, when steps are replayed."""
+
+    def __init__(self, monkeypatch, asked):
+        self.monkeypatch, self.asked = monkeypatch, asked
+
+    def on_step_end(self, trainer, *, epoch_ended):
+        if trainer.state.step == 4:
+            assert trainer._graph.replaying
+            self.monkeypatch.setenv("BP_LINEAR", self.asked)
+            choice.forget()
+
+
+@pytest.mark.parametrize("asked", ["", "naive", "foo"])
+def test_a_recorded_step_does_not_go_on_under_another_choice(monkeypatch, asked):
+    generator = np.random.default_rng(0)
+    data = generator.standard_normal((64, 4)).astype("float32"), generator.integers(0, 3, 64)
+    model = bp.Sequential(bp.Linear(4, 3))
+    trainer = bp.Trainer(
+        *(model, bp.CrossEntropyLoss(), bp.SGD(lr=0.1)),
+        device="emulator",
+        precision="fp32",
+        callbacks=[Switch(monkeypatch, asked)],
+        progress=False,
+    )
+    choice.forget()
+    if asked == "foo":
+        with pytest.raises(ConfigurationError, match="BP_LINEAR expected one of"):
+            trainer.fit(data, max_steps=5)
+    else:
+        trainer.fit(data, max_steps=5)
+        assert trainer._graph.replaying == (asked == "")
+    monkeypatch.undo()
+    choice.forget()
 
 
 def test_a_training_says_by_what_its_kernels_were_chosen(tmp_path, monkeypatch, capsys):

@@ -25,9 +25,9 @@ def plant(planted, monkeypatch, tmp_path):
     folder.mkdir()
     use_kernels_of(folder, monkeypatch)
 
-    def one(name, *, axes=None, least=75, **kernel):
+    def one(name, *, axes=None, least=75, least_of=None, only=None, **kernel):
         shutil.copy(FOLDER / f"gate_{name}.cu", folder)
-        source = Source(f"gate_{name}", least=least, **(axes or {}))
+        source = Source(f"gate_{name}", least=least, least_of=least_of, only=only, **(axes or {}))
         source.kernel(name, **{"flops": "0", "bytes": "0", **kernel})
 
     one.compiled = planted
@@ -49,12 +49,17 @@ def violations(lines):
 def test_list(plant, capsys):
     plant("clean", axes={"T": FLOATS}, flops="n", bytes="2 * n * T")
     plant("scalar", least=80)
+    plant("stack", axes={"T": FLOATS}, least_of={"float": 80, "bfloat16": 80, "float16": 89})
+    plant("error", only=90)
     code, lines, _ = run(capsys, "list")
+    later = "sm_75, float and bfloat16 sm_80, float16 sm_89"
     assert code == 0
     assert [re.split("  +", line) for line in lines] == [
         ["kernel", "file", "from", "FLOPs", "bytes", "variants"],
         ["clean", "gate_clean.cu", "sm_75", "n", "2 * n * T", "T = float, float16, bfloat16"],
+        ["error", "gate_error.cu", "sm_90 only", "0", "0"],
         ["scalar", "gate_scalar.cu", "sm_80", "0", "0"],
+        ["stack", "gate_stack.cu", later, "0", "0", "T = float, float16, bfloat16"],
     ]
 
 
@@ -236,7 +241,7 @@ def test_explain_a_cut_depth(capsys, force):
     _, product = explained(capsys, "linear", "9000", "10", "64", "fp32", "--way", "tn", "--arch", "sm_80")
     rows = rows_of(product)
     parts, part = choice.cut(1, 9000)
-    assert parts > 1 and rows["depth"] == f"9,000, in {parts} parts of {part} that add_parts adds in their order"
+    assert parts > 1 and rows["depth"] == f"9,000, in {parts} parts of {part} that add_many_parts adds in a fixed order"
     assert rows["kernel"] == f"gemm_tn[float], {parts} blocks of 256 threads" and "for the parts" in rows["work"]
 
 
@@ -303,13 +308,85 @@ def test_explain_for_the_gpu_that_is_here(capsys, monkeypatch, tmp_path):
     head = explained(capsys, *given)[0]
     figures = "114 multiprocessors; 989 TFLOP/s, 4.80 TB/s by the data sheet of the H200 SXM"
     assert " ".join(head.split()).endswith(f"on sm_90a, the NVIDIA H100 here: {figures}")
-    about = About("cuda", {}, {}, "unknown", "2026-01-01T00:00:00+00:00", "bp bench", {})
     limits = Limits([(1e6, 2e12), (1e9, 3e12)], {"fp16": 7e14}, 1e-6)
-    write_json(Results(about, limits, []), tmp_path / "limits.json")
-    head, product = explained(capsys, *given, "--limits", str(tmp_path / "limits.json"))
-    measured = "114 multiprocessors; measured 700 TFLOP/s, 3.00 TB/s"
-    assert head.splitlines()[1] == f"on sm_90a, NVIDIA H100: {measured}"
-    assert rows_of(product)["at best"].endswith("as measured")
+    path = results_of(tmp_path, limits, "cuda", {"GPU": "NVIDIA H100 PCIe"})
+    head, product = explained(capsys, *given, "--limits", path)
+    measured = "114 multiprocessors; 700 TFLOP/s, 3.00 TB/s as measured on NVIDIA H100 PCIe"
+    assert " ".join(head.split()).endswith(f"on sm_90a, NVIDIA H100: {measured}")
+    assert rows_of(product)["at best"].endswith("as measured on NVIDIA H100 PCIe")
+
+
+def results_of(folder, limits, device, machine):
+    about = About(device, machine, {}, "unknown", "2026-01-01T00:00:00+00:00", "bp bench", {})
+    write_json(Results(about, limits, []), folder / "limits.json")
+    return str(folder / "limits.json")
+
+
+@pytest.mark.parametrize("device", ["cpu", "emulator"])
+def test_limits_of_a_cpu_say_nothing_of_a_gpu(capsys, tmp_path, device):
+    path = results_of(tmp_path, Limits([(1e9, 1e10)], {"fp32": 1e11}), device, {"CPU": "some"})
+    code, lines, err = run(capsys, "explain", "linear", "8", "8", "8", "fp32", "--limits", path)
+    assert (code, lines) == (BAD_INPUT, [])
+    assert err == f"bp: error: {path}: expected the limits of device 'cuda', got those of '{device}'\n"
+
+
+def test_limits_that_were_not_measured(capsys, tmp_path):
+    path = results_of(tmp_path, Limits(), "cuda", {"GPU": "NVIDIA H200"})
+    head, product = explained(
+        capsys, "linear", "8", "8", "8", "fp32", "--way", "nt", "--arch", "sm_80", "--limits", path
+    )
+    assert head.splitlines()[1].endswith("108 multiprocessors; no limits as measured on NVIDIA H200")
+    assert rows_of(product)["at best"] == "not known: the file has no limits"
+
+
+@pytest.mark.parametrize(
+    ("given", "variable", "value", "text"),
+    [
+        (["linear", "8", "8", "8", "fp32"], "BP_LINEAR", "foo", "BP_LINEAR expected one of .*, got 'foo'"),
+        (
+            ["linear", "8", "8", "8", "fp32"],
+            "BP_LINEAR",
+            "mma:",
+            "BP_LINEAR=mma cannot compute a product in fp32 .*: t",
+        ),
+        (["linear", "8", "8", "8", "fp32"], "BP_TUNING", "missing.json", "missing.json: no such file"),
+        (
+            ["linear", "8", "8", "8", "fp32", "--arch", "sm_90a,,"],
+            "BP_LINEAR",
+            "",
+            "an architecture such as .*, got ''",
+        ),
+        (["linear", "8", "8", "8", "fp32", "--arch", ""], "BP_LINEAR", "", "an architecture such as .*, got ''"),
+        (
+            ["linear", "8", "8", "8", "bf16", "--arch", "sm_90a,sm_75"],
+            "BP_LINEAR",
+            "",
+            "--arch sm_75: bf16 needs compute",
+        ),
+        (["conv", "1", "2", "2", "4", "4", "3", "bf16"], "BP_CONV", "", "at least as large as the kernel"),
+    ],
+)
+def test_what_is_refused_prints_nothing_else(capsys, monkeypatch, given, variable, value, text):
+    monkeypatch.setenv(variable, value)
+    choice.forget()
+    code, lines, err = run(capsys, "explain", *given)
+    monkeypatch.undo()
+    choice.forget()
+    assert (code, lines) == (BAD_INPUT, []) and re.search(f"^bp: error: .*{text}", err) and err.count("\n") == 1
+
+
+def test_a_stale_table_is_a_note_in_one_line(capsys, tmp_path, monkeypatch):
+    problem = LinearLayer(64, 32, 16).task("nn", plan, "bf16").problem
+    found = Entry(Choice("naive"), 1e-6, Choice("tiled"), 2e-6, (64, 16, 32))
+    path = tmp_path / "table.json"
+    tuning.write(path, Table(80, "a GPU", "older", {tuning.shape_class(problem): found}))
+    monkeypatch.setenv("BP_TUNING", str(path))
+    choice.forget()
+    code, _, err = run(capsys, "explain", "linear", "64", "32", "16", "bf16", "--arch", "sm_80,sm_90a")
+    monkeypatch.undo()
+    choice.forget()
+    text = f"{path} was measured with other kernels than these and is not used: run bp tune again"
+    assert (code, err) == (0, f"bp: note: {text}\n")
 
 
 @needs_nvrtc

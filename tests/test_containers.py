@@ -116,6 +116,18 @@ def test_a_sequential_can_be_indexed_sliced_and_walked():
     np.testing.assert_array_equal(tail(head(x)), model(x))
 
 
+def test_a_sequential_of_somebodys_own_need_only_set_its_layers():
+    class Own(bp.Sequential):
+        """Makes its layers itself."""
+
+        def __init__(self):
+            self.layers = (bp.Linear(3, 4), bp.ReLU(), bp.Linear(4, 2))
+
+    model = Own()
+    model.build((3,))
+    check(model, np.random.default_rng(0).standard_normal((5, 3)))
+
+
 def test_gradients_of_parameters_without_that_of_the_input():
     def gradients(method):
         model = bp.Sequential(bp.Flatten(), bp.Tanh(), bp.Residual(bp.Linear(6, 6)), bp.Linear(6, 2))

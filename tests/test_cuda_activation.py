@@ -178,7 +178,8 @@ def masked_backward(activation, first_element, rate):
     """(dy, kept, control) -> dz, of one use of dropout."""
 
     def backward(dy, kept, control):
-        return linear_activation_backward(dy, kept, activation, Mask(control, 5, first_element, rate))
+        mask = Mask(control, 5, first_element, rate, in_kept=activation == "relu")
+        return linear_activation_backward(dy, kept, activation, mask)
 
     return backward
 

@@ -1,5 +1,7 @@
 """Convolution by the CUDA kernels without tensor cores: every kind of window, exactly; cuts, alignment, NaN, tf32."""
 
+import math
+
 import numpy as np
 import pytest
 from emulated import DTYPES, Offset, Wide, compare, to_device, to_host
@@ -9,8 +11,10 @@ from table import assert_close, emulating
 import bp.ops.conv as ops
 from bp.checking import tolerance
 from bp.cuda import choice
+from bp.cuda.epilogue import ADDING
 from bp.errors import ShapeError
 from bp.ops.array import known_dtype
+from bp.ops.device import planning_device
 
 ONE, NONE, AROUND = (1, 1), ((0, 0), (0, 0)), ((1, 1), (1, 1))
 RUNGS = ["direct", "tiled", "simt"]
@@ -125,7 +129,7 @@ def test_cut_depths(rung, dtype, case, accumulate, force):
     force("conv", rung)
     with emulating(detector=dtype == "float32", seed=0):
         names, found = launches(lambda: compare_all(case, dtype, accumulate))
-    assert "add_parts" in names and any(launch.grid[1] > 1 for launch in found)
+    assert set(ADDING) & set(names) and any(launch.grid[1] > 1 for launch in found)
 
 
 @pytest.mark.parametrize("rung", RUNGS)
@@ -281,6 +285,34 @@ def test_what_a_launch_costs():
     assert found[0].nbytes == 2 * (2 * 6 * 7 * 8 + 2 * 6 * 7 * 10 + 10 * 3 * 3 * 8)
 
 
+@pytest.mark.parametrize("stride", [ONE, (2, 2)])
+@pytest.mark.parametrize("rung", ["direct", "tiled", "mma", "simt", "wgmma"])
+def test_what_the_epilogue_of_a_launch_moves(rung, stride, force):
+    """The bias, the argument of an activation that is kept, and the one that a gradient is taken at."""
+    force("conv", rung)
+    dtype, each = ("float32", 4) if rung == "simt" else ("bfloat16", 2)
+    case = ((2, 6, 8, 16), 8, (2, 2), stride, NONE, ONE, 1)
+    y_shape, weight_shape, settings = sizes(*case)
+    x, weight, bias, dy = (to_device(np.zeros(s), dtype) for s in (case[0], weight_shape, (8,), y_shape))
+
+    def moved(work):
+        return sum(launch.nbytes for launch in launches(work)[1])
+
+    plain = moved(lambda: ops.conv2d(x, weight, None, *settings))
+    assert moved(lambda: ops.conv2d(x, weight, bias, *settings)) == plain + each * 8
+    assert moved(lambda: ops.conv2d_activation(x, weight, None, "silu", False, *settings)) == plain
+    assert moved(lambda: ops.conv2d_activation(x, weight, None, "silu", True, *settings)) == plain + each * dy.size
+    plain = moved(lambda: ops.conv2d_backward_input(dy, weight, x.shape[1:3], *settings))
+    behind = moved(lambda: ops.conv2d_backward_input_activation(dy, weight, x, "silu", x.shape[1:3], *settings))
+    assert behind == plain + each * x.size
+    dweight = to_device(np.zeros(weight_shape), "float32")
+    written, added = (
+        moved(lambda add=add: ops.conv2d_backward_parameters(dy, x, dweight, None, add, *settings))
+        for add in (False, True)
+    )
+    assert added == written + 4 * dweight.size
+
+
 @pytest.mark.parametrize("rung", RUNGS)
 @pytest.mark.parametrize(("images", "channels", "out"), [(2**21 + 1, 36, 4), (2**26 + 1, 1, 5)])
 def test_elements_and_pixels_beyond_2_to_the_31(images, channels, out, rung, force, huge):
@@ -316,3 +348,23 @@ def test_images_larger_than_the_kernels_count():
     x, weight = to_device(np.zeros((0, 2**31, 1, 1)), "float32"), to_device(np.zeros((1, 1, 1, 1)), "float32")
     with pytest.raises(ShapeError, match=r"less than 2\^31 rows and columns"):
         ops.conv2d(x, weight, None, ONE, NONE, ONE, 1)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ((2049, 512, 512, 2), 2, (3, 3), ONE, AROUND, ONE, 1),  # more parts of the depth
+        ((1, 256, 256, 3), 2, (256, 256), ONE, NONE, ONE, 1),  # and more taps than blocks along an axis of a grid
+    ],
+    ids=str,
+)
+def test_grids_of_the_direct_rung(case, force):
+    force("conv", "direct")
+    y_shape, weight_shape, settings = sizes(*case)
+    device = planning_device()
+    x, dy, dweight = (device.empty(shape, "float32") for shape in (case[0], y_shape, weight_shape))
+    with device.recording() as ledger:
+        ops.conv2d_backward_parameters(dy, x, dweight, None, False, *settings)
+    launch = ledger.launches[0]
+    assert launch.variant.kernel.name == "direct_backward_parameters" and max(launch.grid[1:]) <= 65_535
+    assert math.prod(launch.grid) > 65_000

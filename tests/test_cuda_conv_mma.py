@@ -1,5 +1,7 @@
 """Convolution on tensor cores by mma.sync: every tile, every kind of window, exactly; sums, cuts, epilogues, tf32."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from emulated import Wide, compare, to_device, to_host
@@ -10,6 +12,8 @@ from test_cuda_conv import AROUND, NONE, ONE, SHAPES, compare_all
 import bp.ops.conv as ops
 from bp.checking import tolerance
 from bp.cuda import choice, mma_tiles
+from bp.cuda.convolution import Sizes
+from bp.cuda.epilogue import ADDING
 
 inf, nan = np.inf, np.nan
 TYPES = ("float16", "bfloat16")
@@ -59,6 +63,47 @@ def test_the_table_takes_it_for_what_tensor_cores_can_have():
     assert rung("bfloat16", 2) == "tiled" and rung("bfloat16", 16, 75) == "tiled" and rung("float32", 16) == "simt"
 
 
+@pytest.mark.parametrize("tile", ["64x64", "32x32"])
+def test_as_many_taps_as_it_counts(tile, force):
+    force("conv", f"mma:{tile}")
+    with emulating(detector=True, seed=2):
+        compare_all(((1, 17, 16, 8), 8, (16, 16), ONE, NONE, ONE, 1), "float16", accumulate=False)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ((1, 20, 3, 8), 8, (17, 1), ONE, NONE, ONE, 1),
+        ((1, 18, 18, 8), 8, (17, 17), ONE, NONE, ONE, 1),
+        ((2, 1, 200, 8), 16, (1, 80), (1, 4), NONE, ONE, 1),
+    ],
+    ids=str,
+)
+def test_more_taps_go_to_another_rung(case, force):
+    force("conv", "")
+    with emulating(detector=True, seed=2):
+        names, _ = launches(lambda: compare_all(case, "bfloat16", accumulate=False))
+    assert not any(name.startswith("mma") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "weight"),
+    [
+        ((2**15 + 1, 256, 256, 8), (2**15 + 1, 1, 1, 8), (8, 1, 1, 8)),  # pixels of the input
+        ((1, 2**15, 2**15, 8), (1, 2**15, 2**15, 8), (8, 1, 1, 8)),
+        ((1, 3, 3, 2**15), (1, 1, 1, 2**14), (2**14, 3, 3, 2**15)),  # weights
+    ],
+    ids=str,
+)
+def test_what_32_bits_cannot_count_goes_to_another_rung(wide, narrow, weight, force):
+    force("conv", "")
+    sizes = Sizes(wide, narrow, weight, ONE, NONE, ONE, 1)
+    assert not sizes.counted
+    assert dataclasses.replace(sizes, wide=(1, 8, 8, 8), narrow=(1, 8, 8, 8), weight=(8, 1, 1, 8)).counted
+    problem = choice.Problem("conv", "forward", 2**20, 64, 64, 1, "float16", 16, counted=False)
+    assert choice.choose(problem, 80).rung != "mma"
+
+
 @pytest.mark.parametrize("channels", [16, 6])
 def test_the_bias_gradient_comes_with_the_weight_gradient(channels, force):
     force("conv", "mma")
@@ -87,8 +132,8 @@ def test_epilogues(channels, activation, force):
     given = [to_device(array, "bfloat16") for array in (x, weight, bias, dy)]
     x, weight, bias, dy = (to_host(array).astype(np.float64) for array in given)
     settings = (ONE, AROUND, ONE, 1)
-    y, kept = ops.conv2d_activation(*given[:3], activation, *settings)
-    expected, _ = ops.conv2d_activation(x, weight, bias, activation, *settings)
+    y, kept = ops.conv2d_activation(*given[:3], activation, True, *settings)
+    expected, _ = ops.conv2d_activation(x, weight, bias, activation, False, *settings)
     relative = tolerance("bfloat16") + tolerance("float32", 9 * 24)
     assert_close(to_host(y), expected, relative, "y")
     below = None if activation == "identity" else given[0]
@@ -107,7 +152,7 @@ def test_statistics_with_the_convolution(out, channels, dtype, force):
     x, weight = generator.standard_normal((3, 7, 6, channels)) + 5, generator.standard_normal((out, 3, 3, channels))
     given = [to_device(array, dtype) for array in (x, weight)]
     with emulating(detector=True, seed=2):
-        y, mean, variance = ops.conv2d_statistics(*given, None, ONE, AROUND, ONE, 1)
+        y, mean, _, variance = ops.conv2d_statistics(*given, None, ONE, AROUND, ONE, 1)
     stored = to_host(y).astype(np.float64)
     relative = tolerance("float32", 126)
     assert_close(to_host(mean), stored.mean((0, 1, 2)), relative)
@@ -149,7 +194,7 @@ def test_cut_depths(force):
         names, _ = launches(
             lambda: compare_all(((1, 3, 3, 256), 16, (3, 3), ONE, AROUND, ONE, 1), "float16", accumulate=True)
         )
-    assert "add_parts" in names
+    assert set(ADDING) & set(names)
 
 
 def test_a_long_sum_of_equal_terms_keeps_its_digits(force):

@@ -12,6 +12,7 @@ import bp.ops.conv as ops
 from bp.checking import tolerance
 from bp.cuda import choice, conv_simt, simt_tiles
 from bp.cuda.choice import Problem
+from bp.cuda.convolution import BYTES_OF
 from bp.cuda.files import kernel_folder
 from bp.cuda.kernel import Source
 
@@ -50,8 +51,8 @@ def test_without_asynchronous_copies(case, force, monkeypatch):
     force("conv", "simt")
     variants = {name: tile | {"__CUDA_ARCH__": 750} for name, tile in simt_tiles.TILES.items()}
     source = Source("conv_simt", folder=kernel_folder(), T=("float",), variants=variants)
-    for name in ("forward", "backward_input", "backward_parameters"):
-        monkeypatch.setattr(conv_simt, f"_{name}", source.kernel(f"simt_{name}", flops="0", bytes="0"))
+    kernels = {way: source.kernel(f"simt_{way}", flops="0", bytes="0") for way in BYTES_OF}
+    monkeypatch.setattr(conv_simt, "_kernels", kernels)
     with emulating(detector=True, seed=1):
         compare_all(case, "float32", accumulate=False)
 
@@ -67,7 +68,7 @@ def test_activations(channels, out, groups, activation, force):
     for rung in ("simt", "tiled"):
         force("conv", rung)
         given = [to_device(a) for a in (x, weight, bias, dy)]
-        y, kept = ops.conv2d_activation(*given[:3], activation, *settings)
+        y, kept = ops.conv2d_activation(*given[:3], activation, True, *settings)
         below = given[0] if activation == "relu" else to_device(x * 2)
         dz = ops.conv2d_backward_input_activation(given[3], given[1], below, activation, x.shape[1:3], *settings)
         results.append([to_host(a) for a in (y, kept, dz)])
@@ -99,7 +100,7 @@ def test_moments_come_with_the_convolution(tile, case, force):
     with emulating(detector=True, seed=1):
         names, _ = launches(lambda: results.extend(ops.conv2d_statistics(*given, *settings)))
     assert names == ["simt_forward", "merge_moments"]
-    y, mean, variance = (to_host(a).astype(np.float64) for a in results)
+    y, mean, _, variance = (to_host(a).astype(np.float64) for a in results)
     count = y.size // y.shape[3]
     np.testing.assert_array_equal(y, to_host(ops.conv2d(*given, *settings)))
     assert_close(mean, y.mean((0, 1, 2)), tolerance("float32", count))

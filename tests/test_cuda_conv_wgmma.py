@@ -7,15 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from emulated import sparse, to_device, to_host
+from faulty import with_faults
 from planted import needs_nvdisasm, needs_nvrtc
-from products import integers, launches, ternary
+from products import ADDED, integers, launches, ternary
 from table import KERNEL_DEVICE, emulating
 
 import bp.ops.conv as ops
 from bp.cuda import choice, conv_wgmma, disassembler, nvrtc, wgmma_tiles
 from bp.cuda.convolution import Convolution, Sizes
+from bp.cuda.epilogue import ADDING
 from bp.cuda.files import kernel_folder
-from bp.cuda.kernel import Source
 from bp.errors import ConfigurationError
 from bp.ops.array import known_dtype
 from bp.ops.device import find_device
@@ -107,7 +108,7 @@ def test_integers_are_exact(case, force):
             names, _ = launches(lambda dtype=dtype, seed=seed: check(case, dtype, accumulate=seed == 0))
     gradient = {"wgmma_backward_input" if case[3] == ONE else "wgmma_backward_strided"}
     used = {"wgmma_forward", "wgmma_backward_parameters"} | (gradient if has_input_gradient(case) else set())
-    assert set(names) - {"add_parts"} == used
+    assert set(names) - set(ADDING) == used
 
 
 @pytest.mark.parametrize("variant", wgmma_tiles.TILES)
@@ -179,7 +180,7 @@ def test_epilogues(activation, groups, stride, force):
     for rung in (f"wgmma:{SMALL}", "tiled"):
         force("conv", rung)
         with emulating(detector=rung != "tiled", seed=1):
-            y, before = ops.conv2d_activation(given[0], given[1], bias, activation, *settings)
+            y, before = ops.conv2d_activation(given[0], given[1], bias, activation, True, *settings)
             dx = ops.conv2d_backward_input_activation(
                 given[2], given[1], None if activation == "identity" else kept, activation, x.shape[1:3], *settings
             )
@@ -204,7 +205,7 @@ def test_cut_depths(case, force):
     force("conv", f"wgmma:{SMALL}")
     with emulating(detector=True, seed=2):
         names, _ = launches(lambda: check(case, accumulate=True))
-    assert "add_parts" in names
+    assert set(ADDING) & set(names)
 
 
 def test_the_bias_and_relu_of_cut_depths(force):
@@ -212,8 +213,8 @@ def test_the_bias_and_relu_of_cut_depths(force):
     x, weight, _, settings = arrays(((1, 3, 3, 1280), 16, (1, 2), ONE, NONE, ONE, 2))
     bias = integers(16, seed=5)
     given, results = [to_device(a, "bfloat16") for a in (x, weight, bias)], []
-    names, _ = launches(lambda: results.append(ops.conv2d_activation(*given, "relu", *settings)[0]))
-    assert names == ["wgmma_forward", "add_parts"]
+    names, _ = launches(lambda: results.append(ops.conv2d_activation(*given, "relu", False, *settings)[0]))
+    assert names[:1] == ["wgmma_forward"] and names[1:] in ADDED
     exact = (a.astype(np.float64) for a in (x, weight, bias))
     expect_equal(results[0], np.maximum(ops.conv2d(*exact, *settings), 0))
 
@@ -355,7 +356,7 @@ def test_what_maps_of_pixels_cannot_describe_is_left_to_other_rungs(change, left
         assert choice.choose(problem, 90).rung != "wgmma"  # its instructions have run on models alone
         force("conv", "wgmma")
         if way in left:
-            with pytest.raises(ConfigurationError, match=r"BP_CONV=wgmma computes .* \(needs "):
+            with pytest.raises(ConfigurationError, match=r"BP_CONV=wgmma cannot compute .*: needs "):
                 choice.choose(problem, 90)
         else:
             assert choice.choose(problem, 90).variant in wgmma_tiles.TILES
@@ -365,7 +366,7 @@ def test_what_maps_of_pixels_cannot_describe_is_left_to_other_rungs(change, left
 
 def test_float32_is_left_to_other_rungs(force):
     force("conv", "wgmma")
-    with pytest.raises(ConfigurationError, match="BP_CONV=wgmma computes float16, bfloat16"):
+    with pytest.raises(ConfigurationError, match=r"BP_CONV=wgmma cannot compute .*: fp16 and bf16 only"):
         choice.choose(task("forward", PLAIN, "float32").problem, 90)
 
 
@@ -414,36 +415,22 @@ FAULTS = {
         "y dx strided",
     ),
 }
-_PLANT = """
-static int bp_planted;
-__attribute__((no_sanitize("thread"))) static void bp_plant(int fault) { bp_planted = fault; }
-"""
 
 
 @pytest.fixture(scope="module")
-def with_faults(tmp_path_factory):
-    """The kernels with all faults in them, of which their last argument chooses one."""
-    folder = tmp_path_factory.mktemp("kernels")
-    text = conv_wgmma._source.path.read_text()
-    for number, (right, wrong, _) in enumerate(FAULTS.values(), 1):
-        assert text.count(right) == 1, right
-        text = text.replace(right, wrong.replace("WRONG", f"(bp_planted == {number})"))
-    text = text.replace("constexpr int THREADS", _PLANT + "constexpr int THREADS", 1)
-    head, kernels = text.split('extern "C"', 1)
-    kernels = re.sub(r"(int parts(?:,\s+bool boxes)?)\)", r"\1, int fault)", 'extern "C"' + kernels)
-    kernels = kernels.replace("DYNAMIC_SHARED_TILES", "bp_plant(fault);\n    DYNAMIC_SHARED_TILES")
-    (folder / "conv_wgmma.cu").write_text(head + kernels)
-    tile = {"": {"ROWS": 64, "COLUMNS": 128, "STAGES": 2}}
-    source = Source("conv_wgmma", folder=folder, only=90, T=("bfloat16",), variants=tile)
-    names = ("forward", "backward_input", "backward_strided", "backward_parameters")
-    return {n: source.kernel(f"wgmma_{n}", flops="0", bytes="0", shared=wgmma_tiles.SHARED) for n in names}
+def planted(tmp_path_factory):
+    """All kernels of the file."""
+    faults = [("conv_wgmma.cu", right, wrong) for right, wrong, _ in FAULTS.values()]
+    names = [f"wgmma_{way}" for way in ("forward", "backward_input", "backward_strided", "backward_parameters")]
+    kernels = with_faults(tmp_path_factory.mktemp("kernels"), "conv_wgmma", faults, names, "bfloat16")
+    return {name.removeprefix("wgmma_"): kernel for name, kernel in kernels.items()}
 
 
 @pytest.mark.parametrize("fault", [None, *FAULTS])
-def test_planted_faults_are_found(fault, with_faults, force, monkeypatch):
+def test_planted_faults_are_found(fault, planted, force, monkeypatch):
     force("conv", f"wgmma:{SMALL}")
     number = 0 if fault is None else 1 + list(FAULTS).index(fault)
-    for name, kernel in with_faults.items():
+    for name, kernel in planted.items():
         monkeypatch.setitem(
             conv_wgmma._kernels,
             name,

@@ -1,5 +1,7 @@
 """The rung "cublas" on stand-ins for CuPy and cuBLAS: what is handed over, what follows, and what it cannot do."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import stand_in_cublas
@@ -8,12 +10,13 @@ from products import integers, ternary
 
 import bp
 import bp.ops.linear as ops
-from bp.cuda import gpu
+from bp.cuda import choice, gpu, tuning
 from bp.cuda import linear as cuda
 from bp.cuda.epilogue import Epilogue
 from bp.cuda.plan import device as plan
-from bp.cuda.product import WAYS, Matrices
-from bp.errors import ConfigurationError
+from bp.cuda.product import WAYS, Matrices, Product
+from bp.cuda.tuning import Entry, Table
+from bp.errors import ConfigurationError, ShapeError
 from bp.ops.array import known_dtype
 from bp.ops.device import find_device
 
@@ -64,7 +67,7 @@ def test_another_epilogue_is_one_launch_more(device, asked, dtype):
     for activation, added, expected in (("relu", None, np.maximum(z, 0)), ("identity", residual, z + residual)):
         beside = None if added is None else on(device, added, dtype)
         with device.recording() as ledger:
-            y, _ = ops.linear_activation(*given, activation, None, beside)
+            y, _ = ops.linear_activation(*given, activation, False, None, beside)
         assert [launch.variant.kernel.name for launch in ledger.launches] == ["add_parts"]
         np.testing.assert_array_equal(device.to_host(y), expected)
 
@@ -141,11 +144,36 @@ def test_a_step_with_cublas_is_not_replayed_and_says_why(device, asked):
 def test_elsewhere_it_is_refused_in_one_line(force):
     force("linear", "cublas")
     x = find_device("emulator").from_host(np.ones((2, 2), np.float32))
-    with pytest.raises(
-        ConfigurationError, match=r"device 'cuda' alone, this product is on 'emulator': .*BP_LINEAR"
-    ) as e:
+    with pytest.raises(ConfigurationError, match=r"BP_LINEAR=cublas cannot .*: a library of device 'cuda' alone") as e:
         ops.linear(x, x, None)
     assert "\n" not in str(e.value)
+
+
+def test_elsewhere_a_table_with_it_counts_for_nothing(monkeypatch, tmp_path):
+    emulator = find_device("emulator")
+    x = emulator.from_host(np.ones((8, 64), np.float32))
+    product = Product("nt", *map(Matrices.of, (x, x, emulator.zeros((8, 8), "float32"))))
+    found = Entry(choice.Choice("cublas"), 1e-6, choice.Choice("tiled"), 2e-6, (8, 8, 64))
+    table = Table(emulator.capability, "a GPU", tuning.version(), {tuning.shape_class(product.problem): found})
+    tuning.write(tmp_path / "table.json", table)
+    monkeypatch.setenv("BP_TUNING", str(tmp_path / "table.json"))
+    choice.forget()
+    np.testing.assert_array_equal(emulator.to_host(ops.linear(x, x, None)), np.full((8, 8), 64))
+    assert choice.choose(replace(product.problem, library=True), emulator.capability).rung == "cublas"
+    monkeypatch.undo()
+    choice.forget()
+
+
+@pytest.mark.parametrize("far", range(3))
+def test_rows_further_apart_than_cublas_can_say(force, far):
+    force("linear", "cublas")
+    flat = plan.zeros((2**31 + 4,), "bfloat16")
+    given = [Matrices(flat, 2, 2, 2**31 if place == far else 2**31 - 1) for place in range(3)]
+    with pytest.raises(
+        ShapeError, match=f"at most 2147483647 elements from row to row of {'abc'[far]}, got 2147483648"
+    ):
+        cuda.gemm(*given)
+    cuda.gemm(*(Matrices(flat, 2, 2, 2**31 - 1) for _ in range(3)))
 
 
 def test_a_plan_has_what_follows_it(force):

@@ -1,11 +1,12 @@
 """Matrix products of the CUDA kernels: every tile edge, exactly; cuts, NaN, tf32, the choice of a rung."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 from emulated import DTYPES, KERNEL_DEVICE, Offset, Wide, compare, on_device, to_device, to_host
-from products import in_tf32, integers, launches, ternary
+from products import ADDED, in_tf32, integers, launches, ternary
 from table import assert_close, emulating
 
 import bp.cuda.linear as cuda
@@ -17,7 +18,7 @@ from bp.cuda.epilogue import ACTIVATIONS, Epilogue
 from bp.cuda.product import WAYS, Matrices
 from bp.errors import ConfigurationError, DtypeError, ShapeError
 from bp.ops.array import known_dtype
-from bp.ops.device import find_device, new_control
+from bp.ops.device import find_device, new_control, planning_device
 from bp.ops.dropout import Mask, dropout
 
 inf, nan = np.inf, np.nan
@@ -122,7 +123,7 @@ def test_a_cut_depth(m, n, k, way, dtype, accumulate, force):
         names, found = launches(
             lambda: gemm(way, *given, c, accumulate=accumulate, bias=to_device(bias, dtype), activation="relu")
         )
-    assert names == [f"gemm_{way}", "add_parts"] and found[0].grid[1] > 1
+    assert names[:1] == [f"gemm_{way}"] and names[1:] in ADDED and found[0].grid[1] > 1
     np.testing.assert_array_equal(to_host(c), np.maximum(left @ right + bias, 0) + accumulate * before)
     narrow = to_device(np.zeros((m, n)), dtype)
     gemm(way, *given, narrow)
@@ -140,7 +141,7 @@ def test_the_bias_gradient_comes_with_the_weight_gradient(out, inside, rows, acc
     dweight, dbias = (to_device(b, "float32") for b in before)
     with emulating(detector=True, seed=0):
         names, _ = launches(lambda: ops.linear_backward_parameters(*arguments, dweight, dbias, accumulate))
-    assert names == (["gemm_tn"] if rows < 256 else ["gemm_tn", "add_parts"])
+    assert names[:1] == ["gemm_tn"] and names[1:] in (([],) if rows < 256 else ADDED)
     np.testing.assert_array_equal(to_host(dweight), dy.T @ x + accumulate * before[0])
     np.testing.assert_array_equal(to_host(dbias), dy.sum(0) + accumulate * before[1])
 
@@ -152,7 +153,8 @@ def test_cuts_depend_on_the_shape_alone_and_leave_nothing_out():
                 parts, part = choice.cut(blocks, depth, longest)
                 assert parts * part >= depth and (parts - 1) * part < max(depth, 1)
                 assert parts == 1 or part % 64 == 0
-                assert longest is None or part <= longest + 64
+                # A grid has 65535 parts at most.
+                assert longest is None or part <= max(longest, -(-depth // 65535)) + 64
 
 
 @pytest.mark.parametrize(("rows", "features"), [(70_000, 2), (9_000, 65)])
@@ -184,7 +186,7 @@ def test_linear_with_an_activation(rows, inside, out, activation, dtype):
     generator = np.random.default_rng(0)
     x, weight, bias = (generator.standard_normal(s) for s in ((rows, 1, inside), (out, inside), (out,)))
     given = [to_device(array, dtype) for array in (x, weight, bias)]
-    y, kept = ops.linear_activation(*given, activation, None, None)
+    y, kept = ops.linear_activation(*given, activation, True, None, None)
     x, weight, bias = (to_host(array).astype(np.float64) for array in given)
     linear = x @ weight.T + bias
     curve = {
@@ -234,17 +236,19 @@ def test_alpha_beta_and_a_residual(k, rung, dtype, force):
 def test_the_mask_is_that_of_dropout(k, shift, dtype):
     """Forward and backward; a first element within a chunk of eight."""
     device = find_device(KERNEL_DEVICE)
-    mask = Mask(new_control(device, 5, 1), 3, 16 + shift, 0.4)
+    drawn = new_control(device, 5, 1), 3, 16 + shift, 0.4
+    mask = Mask(*drawn)
     x, weight, bias, kept = ternary(6, k), ternary(11, k, seed=1), integers(11, seed=2), integers(6, k, seed=3)
     given = [to_device(array, dtype) for array in (x, weight, bias)]
-    y, _ = ops.linear_activation(*given, "relu", mask, None)
-    expected = dropout(to_device(np.maximum(x @ weight.T + bias, 0), dtype), *vars(mask).values())
+    y, _ = ops.linear_activation(*given, "relu", True, mask, None)
+    expected = dropout(to_device(np.maximum(x @ weight.T + bias, 0), dtype), *drawn)
     np.testing.assert_array_equal(to_host(y), to_host(expected))
     dy = ternary(6, 11, seed=4)
-    below = dropout(to_device(np.maximum(kept, 0), dtype), *vars(mask).values())  # y of the layer below
-    dz = ops.linear_backward_input_activation(to_device(dy, dtype), given[1], below, "relu", mask)
-    expected = dropout(to_device(np.where(kept > 0, dy @ weight, 0), dtype), *vars(mask).values())
-    np.testing.assert_array_equal(to_host(dz), to_host(expected))
+    below = dropout(to_device(np.maximum(kept, 0), dtype), *drawn)  # y of the layer below
+    expected = dropout(to_device(np.where(kept > 0, dy @ weight, 0), dtype), *drawn)
+    for told in (mask, Mask(*drawn, in_kept=True)):
+        dz = ops.linear_backward_input_activation(to_device(dy, dtype), given[1], below, "relu", told)
+        np.testing.assert_array_equal(to_host(dz), to_host(expected))
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu"])
@@ -297,6 +301,27 @@ def test_results_of_a_batch_that_begin_at_no_multiple_of_16_bytes(rung, dtype, f
     first, between, second = np.split(to_host(whole).astype(np.float32), [40 * 64, 40 * 64 + 3])
     np.testing.assert_array_equal([first, second], (a @ b).reshape(2, 40 * 64))
     np.testing.assert_array_equal(between, np.zeros(3))
+
+
+@pytest.mark.parametrize("rung", ["naive", "tiled", "simt", "mma", "wgmma"])
+def test_more_matrices_than_one_launch_takes(rung, force, monkeypatch):
+    force("linear", rung)
+    m, n, k, batch = 3, 16, 24, 5
+    dtype = "float32" if rung == "simt" else "bfloat16"
+    a, b, kept, residual = (
+        to_device(ternary(batch, *shape, seed=seed), dtype)
+        for seed, shape in enumerate(((m, k), (n, k), (m, n), (m, n)))
+    )
+    mask = Mask(new_control(find_device(KERNEL_DEVICE), 5, 1), 3, 7, 0.4)
+    results = []
+    for most in (batch, 2):
+        monkeypatch.setattr(cuda, "_MOST_MATRICES", most)
+        c = to_device(np.full((batch, m, n), 9.0), dtype)
+        beside = {"kept": kept, "residual": residual, "mask": mask, "activation": "silu"}
+        names, _ = launches(lambda c=c, beside=beside: gemm("nt", a, b, c, True, **beside))
+        results.append(to_host(c))
+        assert len(names) == -(-batch // most)
+    np.testing.assert_array_equal(*results)
 
 
 # What is empty, and what is not finite -----------------------------------------------------------------------
@@ -410,14 +435,14 @@ def test_a_forced_rung_that_cannot_run_here(force, monkeypatch):
     def chosen(dtype, capability, alignment=16):
         return choice.choose(Problem("linear", "nt", 9, 9, 9, 1, dtype, alignment), capability).rung
 
-    later = choice.Rung("later", lambda problem: True, dtypes=("float16",), least=90, alignment=16)
+    later = choice.Rung("later", lambda problem: True, dtypes=("float16",), only=90, alignment=16)
     monkeypatch.setitem(choice.RUNGS, "linear", (later, *choice.RUNGS["linear"]))
     choice.forget()
     assert chosen("float16", 90) == "later"
     assert chosen("float32", 90) != "later" and chosen("float16", 80) != "later" and chosen("float16", 90, 4) != "later"
     force("linear", "later")
     with pytest.raises(
-        ConfigurationError, match=r"BP_LINEAR=later computes float16 from .* 9\.0 on .*, got float16, 8\.0"
+        ConfigurationError, match=r"BP_LINEAR=later cannot compute .* in fp16 on .* 8\.0: exists for .* 9\.0 alone"
     ):
         chosen("float16", 80)
 
@@ -441,6 +466,57 @@ def test_what_a_launch_costs():
     assert found[0].flops == 2 * 5 * 7 * 60 and found[0].nbytes == 2 * (5 * 60 + 5 * 7) + 4 * 7 * 60
 
 
+@pytest.mark.parametrize("rung", ["naive", "tiled", "mma"])
+def test_what_the_epilogue_of_a_launch_moves(rung, force):
+    """Each array beside C is read or written once, and C is read where it is added to."""
+    force("linear", rung)
+    a, b, c, kept = (to_device(np.zeros(shape), "float16") for shape in ((16, 8), (8, 24), (16, 24), (16, 24)))
+    bias, control = to_device(np.zeros(24), "float16"), new_control(find_device(KERNEL_DEVICE), 5, 1)
+
+    def moved(**epilogue):
+        _, found = launches(lambda: cuda.gemm(a, b, c, epilogue=Epilogue(**epilogue)))
+        assert len(found) == 1
+        return found[0].nbytes
+
+    plain, each = moved(), 2 * 16 * 24
+    assert plain == 2 * (16 * 8 + 8 * 24 + 16 * 24)
+    assert moved(bias=bias) == plain + 2 * 24
+    assert moved(residual=kept) == moved(beta=1.0) == plain + each
+    assert moved(activation="silu", before=kept) == moved(activation="silu", kept=kept) == plain + each
+    assert moved(activation="relu", mask=Mask(control, 0, 0, 0.5)) == plain
+    assert moved(bias=bias, residual=kept, beta=1.0) == plain + 2 * each + 2 * 24
+
+
+def test_what_adding_the_parts_of_a_product_moves(force):
+    force("linear", "tiled")
+    x, weight, beside = (to_device(np.zeros(s), "float16") for s in ((4, 4096), (8, 4096), (4, 8)))
+    costs = []
+    for residual in (None, beside):
+        names, found = launches(lambda residual=residual: gemm("nt", x, weight, beside, residual=residual))
+        assert names[:1] == ["gemm_nt"] and names[1:] in ADDED
+        costs.append([launch.nbytes for launch in found])
+    assert costs[1] == [costs[0][0], costs[0][1] + 2 * 4 * 8]
+    dy, x = to_device(np.zeros((4096, 4)), "float16"), to_device(np.zeros((4096, 8)), "float16")
+    dweight = to_device(np.zeros((4, 8)), "float32")
+    costs = []
+    for accumulate in (False, True):
+        _, found = launches(lambda add=accumulate: ops.linear_backward_parameters(dy, x, dweight, None, add))
+        costs.append([launch.nbytes for launch in found])
+    assert costs[1] == [costs[0][0], costs[0][1] + 4 * 4 * 8]
+
+
+def test_a_plan_moves_as_much():
+    plan = planning_device()
+    costs = []
+    for device in (find_device(KERNEL_DEVICE), plan):
+        x, weight, bias = (device.zeros(shape, "float32") for shape in ((40, 24), (70, 24), (70,)))
+        with device.recording() as ledger:
+            y, _ = ops.linear_activation(x, weight, bias, "gelu", True, None, None)
+            ops.linear_backward_input_activation(y, weight, x, "silu", None)
+        costs.append([launch.nbytes for launch in ledger.launches])
+    assert costs[0] == costs[1]
+
+
 @pytest.mark.parametrize("rung", ["naive", "tiled"])
 @pytest.mark.parametrize(("rows", "inside", "out"), [(2**26 + 5, 36, 3), (2**25 + 5, 3, 70)])
 def test_elements_beyond_2_to_the_31(rows, inside, out, rung, force, huge):
@@ -451,6 +527,53 @@ def test_elements_beyond_2_to_the_31(rows, inside, out, rung, force, huge):
     y = ops.linear(x, to_device(weight), None)
     # The last block computes the last columns of the last rows.
     np.testing.assert_array_equal(to_host(y[rows - 2 : rows])[:, -3:], (last @ weight.T)[:, -3:])
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [(4, 4, 4, 2, -4), (4, 4, -4), (-1, -4, 4), (0, 4, 4, 2, -1), (4, 4, 4, -2, 16), (4, 4, 4, 2, 17), (4, 4, 3)],
+)
+def test_matrices_that_are_not_within_their_array(layout):
+    with pytest.raises(ShapeError, match=r"expected .* within an array of 32 elements"):
+        Matrices(to_device(np.zeros((2, 4, 4))), *layout)
+
+
+@pytest.mark.parametrize(
+    "layout", [(3, 4, 4, 2, 0), (3, 4, 4, 2, 11), (3, 4, 8, 2, 3), (3, 4, 7, 2, 4), (1, 4, 4, 2, 3)]
+)
+def test_results_that_would_overlap(layout):
+    a, b, c = (to_device(np.zeros(shape)) for shape in ((2, layout[0], 5), (2, 5, 4), (64,)))
+    with pytest.raises(ShapeError, match=r"expected matrices of c that lie behind each other, .* got 2 of shape"):
+        cuda.gemm(a, b, Matrices(c, *layout))
+
+
+@pytest.mark.parametrize(
+    "layout", [(3, 4, 8, 2, 4), (3, 4, 11, 2, 6), (3, 4, 4, 2, 12), (1, 4, 4, 2, 4), (3, 4, 4, 1, 0)]
+)
+def test_results_that_lie_side_by_side(layout):
+    """As heads of attention do: a row of one matrix behind that of another."""
+    rows, columns, stride, batch, step = layout
+    a, b = ternary(batch, rows, 5), ternary(batch, 5, columns, seed=1)
+    flat = to_device(np.full(64, 9.0, np.float32))
+    cuda.gemm(to_device(a), to_device(b), Matrices(flat, *layout))
+    expected = np.full(64, 9.0, np.float32)
+    for i, matrix in enumerate(a @ b):
+        for r, row in enumerate(matrix):
+            expected[i * step + r * stride :][:columns] = row
+    np.testing.assert_array_equal(to_host(flat), expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (1, 3, 4), (2, 3, 4)])
+def test_what_lies_beside_c_has_its_shape(shape):
+    """Also where that is a batch of one."""
+    batch = shape[:-2]
+    a, b, beside = ternary(*batch, 3, 5), ternary(*batch, 5, 4, seed=1), integers(*shape, seed=2)
+    c = to_device(np.zeros(shape), "float32")
+    cuda.gemm(to_device(a), to_device(b), c, epilogue=Epilogue(residual=to_device(beside)))
+    np.testing.assert_array_equal(to_host(c), a @ b + beside)
+    other = to_device(beside.reshape(-1, 4) if batch else beside[None])
+    with pytest.raises(ShapeError, match=re.escape(f"residual of shape {shape}, got {other.shape}")):
+        cuda.gemm(to_device(a), to_device(b), c, epilogue=Epilogue(residual=other))
 
 
 def test_wrong_arguments_of_gemm():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from emulated import to_device, to_host
 from products import launches
-from table import emulating
+from table import KERNEL_DEVICE, emulating
 
 import bp.ops.linear as ops
 from bp.cuda import linear_fp8
@@ -14,6 +14,7 @@ from bp.cuda.epilogue import Epilogue
 from bp.cuda.linear import gemm
 from bp.cuda.product import WAYS, Matrices
 from bp.ops.array import known_dtype
+from bp.ops.device import find_device
 
 E4M3, E5M2 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
 nan, inf = np.nan, np.inf
@@ -138,6 +139,32 @@ def test_only_who_forces_it_gets_it(force):
     assert all(choice.rung != "fp8" for choice in candidates(problem, 90))
     force("linear", "fp8")
     assert choose(problem, 90).rung == "fp8"
+
+
+def test_results_do_not_depend_on_the_number_of_blocks(force, monkeypatch):
+    """One block that has all tiles, or parts, or some that share them: the ring of stages goes on from tile to tile."""
+    force("linear", "fp8")
+    for m, n, k in ((300, 400, 200), (66, 20, 2000)):
+        a, b = to_device(drawn(m, k)), to_device(drawn(n, k, seed=1))
+        results = []
+        for blocks in (1, 2, 100):
+            monkeypatch.setattr(type(find_device(KERNEL_DEVICE)), "multiprocessors", blocks)
+            c = to_device(np.zeros((m, n), np.float32))
+            with emulating(detector=True, seed=blocks % 3):
+                gemm(a, b, c, transpose_b=True)
+            results.append(to_host(c))
+            np.testing.assert_array_equal(results[-1], results[0])
+
+
+def test_sizes_beyond_2_to_the_31_go_to_another_rung(force, monkeypatch):
+    """The kernel counts in int; here the limit is lower, so that a small matrix is beyond it."""
+    force("linear", "fp8")
+    monkeypatch.setattr(linear_fp8, "MOST", 8)
+    for m, n, k in ((9, 2, 3), (2, 9, 3), (2, 3, 9)):
+        a, b, c = (to_device(np.ones(shape, np.float16)) for shape in ((m, k), (k, n), (m, n)))
+        names, _ = launches(lambda a=a, b=b, c=c: gemm(a, b, c))
+        assert names == ["gemm_nn"]
+        np.testing.assert_array_equal(to_host(c), np.full((m, n), k))
 
 
 def test_an_empty_depth_and_a_batch_go_to_another_rung(force):

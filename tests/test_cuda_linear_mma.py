@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 import pytest
 from emulated import to_device, to_host
-from products import in_tf32, integers, laid_out, launches, read_back, ternary, turned
+from products import ADDED, in_tf32, integers, laid_out, launches, read_back, ternary, turned
 from table import KERNEL_DEVICE, emulating
 
 import bp.cuda.linear as cuda
@@ -240,7 +240,7 @@ def test_a_cut_depth(n, way, dtype, force):
     results = []
     given = {"bias": to_device(bias, stored(dtype)), "activation": "relu", "beta": 1.0, "gap": 1, "seed": 1}
     names, found = launches(lambda: results.append(product(way, a, b, dtype, before, **given)))
-    assert names == [f"mma_{way}", "add_parts"] and found[0].grid[1] > 1
+    assert names[:1] == [f"mma_{way}"] and names[1:] in ADDED and found[0].grid[1] > 1
     np.testing.assert_array_equal(results[0], np.maximum(a @ b + bias, 0) + before)
 
 
@@ -264,7 +264,7 @@ def test_the_bias_gradient_comes_with_the_weight_gradient(tile, out, inside, row
     given = to_device(dy, dtype), to_device(x, dtype)
     with emulating(detector=watched(tile, dtype), seed=rows % 3):
         names, _ = launches(lambda: ops.linear_backward_parameters(*given, dweight, dbias, accumulate))
-    assert names == ["mma_tn"] + ["add_parts"] * (rows == 1500)
+    assert names[:1] == ["mma_tn"] and names[1:] in (ADDED if rows == 1500 else ([],))
     np.testing.assert_array_equal(to_host(dweight), dy.T @ x + accumulate * before[0])
     np.testing.assert_array_equal(to_host(dbias), dy.sum(0) + accumulate * before[1])
 
@@ -406,9 +406,9 @@ def test_where_the_table_takes_it(force):
 def test_what_it_refuses(force):
     force("linear", "mma")
     for dtype in ("bfloat16", "tf32"):
-        with pytest.raises(ConfigurationError, match=rf"from compute capability 8\.0 on .*, got {dtype}, 7\.5"):
+        with pytest.raises(ConfigurationError, match=r"on compute capability 7\.5: needs compute capability 8\.0"):
             choice.choose(problem(9, 9, 9, dtype), 75)
-    with pytest.raises(ConfigurationError, match=r"got bfloat16, 8\.0 and 2"):
+    with pytest.raises(ConfigurationError, match="needs rows at multiples of 4 bytes, here of 2"):
         choice.choose(problem(9, 9, 9, alignment=2), 80)
     force("linear", "mma:128x128")
     with pytest.raises(ConfigurationError, match=r"expected a tile of mma .*\(128x64 of 4, 32x32 of 4\)"):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from emulated import Wide, compare, to_device, to_host
-from products import integers, launches, ternary
+from products import ADDED, integers, launches, ternary
 from table import KERNEL_DEVICE, emulating
 
 import bp.cuda.linear as cuda
@@ -188,7 +188,7 @@ def test_a_cut_depth(m, n, k, way, force):
     results = []
     given = {"bias": to_device(bias), "activation": "relu", "beta": 1.0}
     names, found = launches(lambda: results.append(product(way, a, b, before, **given)))
-    assert names == [f"simt_{way}", "add_parts"] and found[0].grid[1] > 1
+    assert names[:1] == [f"simt_{way}"] and names[1:] in ADDED and found[0].grid[1] > 1
     np.testing.assert_array_equal(results[0], np.maximum(a @ b + bias, 0) + before)
 
 
@@ -211,7 +211,7 @@ def test_the_bias_gradient_comes_with_the_weight_gradient(tile, out, inside, row
     given = to_device(dy), to_device(x)
     with emulating(detector=True, seed=rows % 3):
         names, _ = launches(lambda: ops.linear_backward_parameters(*given, dweight, dbias, accumulate))
-    assert names == (["simt_tn"] if rows < 256 else ["simt_tn", "add_parts"])
+    assert names[:1] == ["simt_tn"] and names[1:] in (([],) if rows < 256 else ADDED)
     np.testing.assert_array_equal(to_host(dweight), dy.T @ x + accumulate * before[0])
     np.testing.assert_array_equal(to_host(dbias), dy.sum(0) + accumulate * before[1])
 
@@ -366,7 +366,7 @@ def test_a_tile_that_cannot_compute_this(force):
     for refused in (problem(4, 4, 5), problem(4, 4, 4, alignment=4)):
         with pytest.raises(ConfigurationError, match="expected a tile of simt for this product"):
             choice.choose(refused, 80)
-    with pytest.raises(ConfigurationError, match=r"computes float32 from .*, got float16"):
+    with pytest.raises(ConfigurationError, match=r"a product in fp16 on .*: fp32 only"):
         choice.choose(problem(4, 4, 4, dtype="float16"), 80)
 
 

@@ -6,19 +6,19 @@ import subprocess
 import numpy as np
 import pytest
 from emulated import sparse, to_device, to_host
+from faulty import with_faults
 from planted import needs_nvdisasm, needs_nvrtc
-from products import integers, launches, ternary
+from products import ADDED, in_tf32, integers, launches, ternary
 from table import KERNEL_DEVICE, assert_close, emulating
 
 import bp.cuda.linear as cuda
 import bp.ops.linear as ops
 from bp.checking import tolerance
-from bp.cuda import choice, disassembler, linear_wgmma, nvrtc, wgmma_tiles
+from bp.cuda import choice, disassembler, linear_wgmma, nvrtc, tensor_map, wgmma_tiles
 from bp.cuda.choice import Problem
 from bp.cuda.emulator.engine import KernelFault
 from bp.cuda.epilogue import ACTIVATIONS, Epilogue
 from bp.cuda.files import kernel_folder
-from bp.cuda.kernel import Source
 from bp.cuda.product import WAYS, Matrices, Product
 from bp.errors import ConfigurationError
 from bp.ops.device import find_device, new_control
@@ -227,7 +227,7 @@ def test_a_cut_depth(way, c, force):
     results = []
     given = {"bias": to_device(bias, "bfloat16"), "activation": "relu", "beta": 1.0}
     names, _ = launches(lambda: results.append(product(way, a, b, before, c=c, **given)))
-    assert names == [f"wgmma_{way}", "add_parts"]
+    assert names[0] == f"wgmma_{way}" and names[1:] in ADDED
     expected = np.maximum(a @ b + bias, 0) + before
     np.testing.assert_array_equal(results[0], to_host(to_device(expected, c)).astype(np.float32))
 
@@ -251,7 +251,7 @@ def test_the_bias_gradient_comes_with_the_weight_gradient(variant, rows, out, in
     task = Product("tn", *factors, Matrices.of(dweight), Epilogue(beta=float(accumulate)), dbias)
     with emulating(detector=True, seed=rows % 3):
         names, _ = launches(lambda: cuda.multiply(task))
-    assert names == (["wgmma_tn"] if rows < 1000 else ["wgmma_tn", "add_parts"])
+    assert names[0] == "wgmma_tn" and (names[1:] in ADDED if rows > 1000 else len(names) == 1)
     np.testing.assert_array_equal(to_host(dweight), dy.T @ x + accumulate * before[0])
     np.testing.assert_array_equal(to_host(dbias), dy.sum(0) + accumulate * before[1])
 
@@ -320,13 +320,192 @@ def test_elements_beyond_2_to_the_31(rows, inside, out, force, huge, blocks):
     np.testing.assert_array_equal(to_host(y[rows - 2 : rows]), last @ weight.T)
 
 
+# tf32 -------------------------------------------------------------------------------------------------------
+
+
+def floats(a, b, held=None, **options):
+    """C of A (.., m, k) and B (.., k, n) of floats, the way they lie for y = x W^T, on the tile that costs least."""
+    return product("nt", a, b, held, dtype="float32", **options)
+
+
+def drawn(*shape, seed=0):
+    """N(0, 1) in float32, none of which lies in the middle between two values of tf32, and none of which is one."""
+    x = np.random.default_rng(seed).standard_normal(shape, np.float32)
+    return (x.view(np.uint32) | 1).view(np.float32)
+
+
+@pytest.fixture
+def in_floats(force, tf32):
+    force("linear", f"wgmma:{SMALL}")
+
+
+# Around the edges of a tile of 64 x 128, of a slice of 32, and of 8 stages; one, and odd.
+TF32_SIZES = [
+    (1, 1, 1),
+    (63, 129, 33),
+    (64, 128, 32),
+    (65, 127, 31),
+    (3, 5, 8 * 32 + 7),
+    (16, 250, 9 * 32),
+    (130, 260, 100),
+]
+
+
+def test_products_of_integers_in_tf32_are_exact(in_floats):
+    for m, n, k in TF32_SIZES:
+        a, b = integers(m, k), integers(k, n, seed=1)
+        np.testing.assert_array_equal(floats(a, b, seed=k % 3), a @ b, err_msg=f"{m} x {n} x {k}")
+
+
+@pytest.mark.parametrize("variant", wgmma_tiles.TILES)
+def test_every_tile_in_tf32(variant, force, tf32):
+    force("linear", f"wgmma:{variant}")
+    tile = wgmma_tiles.TILES[variant]
+    a, b = integers(tile.rows + 8, 40), integers(40, tile.columns + 8, seed=1)
+    np.testing.assert_array_equal(floats(a, b, seed=1), a @ b)
+
+
+def test_results_in_tf32_do_not_depend_on_the_number_of_blocks(in_floats, blocks):
+    a, b, results = drawn(136, 200), drawn(200, 264, seed=1), []
+    for count in (1, 2, 100):
+        blocks(count)
+        results.append(floats(a, b, seed=count % 3))
+        np.testing.assert_array_equal(results[-1], results[0])
+    for seed in range(3):
+        np.testing.assert_array_equal(floats(a, b, seed=seed, detector=False), results[0])
+
+
+def test_factors_are_rounded_to_tf32(in_floats):
+    """To the nearest: the products are those of factors that were rounded before, and not of cut ones."""
+    a, b = drawn(70, 100), drawn(100, 136, seed=1)
+    rounded_a, rounded_b = in_tf32(a).astype(np.float32), in_tf32(b).astype(np.float32)
+    got = floats(a, b)
+    np.testing.assert_array_equal(got, floats(rounded_a, rounded_b))
+    exact = rounded_a.astype(np.float64) @ rounded_b
+    bound = 2.0**-23 * 101 * (np.abs(rounded_a).astype(np.float64) @ np.abs(rounded_b))
+    assert (np.abs(got - exact) <= bound).all()
+    cut_a, cut_b = ((x.view(np.uint32) & 0xFFFFE000).view(np.float32) for x in (a, b))
+    assert (np.abs(cut_a.astype(np.float64) @ cut_b - exact) > bound).any()
+
+
+def test_one_hot_factors_pick_rounded_elements(in_floats):
+    """Each of both factors in its place: those of A by columns of the identity as B, those of B by its rows as A."""
+    x, chosen = drawn(72, 136), np.random.default_rng(0).integers(0, 136, 72)
+    picks = np.eye(136)[chosen]
+    np.testing.assert_array_equal(floats(x, picks.T), in_tf32(x)[:, chosen])
+    np.testing.assert_array_equal(floats(picks, x.T), in_tf32(x).T[chosen])
+
+
+@pytest.mark.skipif(KERNEL_DEVICE != "emulator", reason="how a GPU rounds these is not known")
+def test_ties_are_rounded_to_even(in_floats):
+    """As the emulator assumes of the copy engine, and other rungs do not."""
+    one, tie = np.ones((1, 1), np.float32), 2.0**-11
+    for x, even in ((1 + tie, 1), (1 + 3 * tie, 1 + 4 * tie), (-1 - tie, -1)):
+        assert floats(x * one, one)[0, 0] == floats(one, x * one)[0, 0] == even
+
+
+@pytest.mark.parametrize("gap", [0, 4, 16])
+def test_batches_with_gaps_in_tf32(gap, in_floats):
+    a, b = integers(3, 66, 36), integers(3, 36, 20, seed=1)
+    np.testing.assert_array_equal(floats(a, b, gap=gap), a @ b)
+
+
+def test_a_weight_that_all_products_in_tf32_have_in_common(in_floats):
+    x, weight = integers(3, 9, 36), integers(24, 36, seed=1)
+    common = Matrices(to_device(weight, "float32"), 24, 36, 36, batch=3, batch_stride=0)
+    y = laid_out(np.zeros((3, 9, 24)), "float32")
+    gemm("nt", laid_out(x, "float32"), common, y)
+    np.testing.assert_array_equal(read(y), x @ weight.T)
+
+
+@pytest.mark.parametrize("n", [136, 20, 13])
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+def test_alpha_and_beta_in_tf32(n, activation, in_floats):
+    """n: rows of C at multiples of 16 bytes, with whole vectors, or not; the identity has no epilogue to go through."""
+    a, b, before = integers(70, 36), integers(36, n, seed=1), integers(70, n, seed=2)
+    f = {"identity": lambda z: z, "relu": lambda z: np.maximum(z, 0)}[activation]
+    got = floats(a, b, before, alpha=2.0, beta=0.5, activation=activation)
+    np.testing.assert_array_equal(got, f(2 * (a @ b)) + 0.5 * before)
+    np.testing.assert_array_equal(floats(a, b, alpha=0.5, activation=activation), f(0.5 * (a @ b)))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("given", ["bias before", "bias before mask residual", "kept mask residual"])
+@pytest.mark.parametrize("n", [136, 13])
+def test_epilogues_in_tf32(activation, given, n, force, tf32):
+    """The same to the bit as on the rung below: n, rows at multiples of 16 bytes, or not, and an odd address."""
+    m, k, device = 67, 36, find_device(KERNEL_DEVICE)
+    beside = {name: to_device(integers(m, n, seed=3) / 4, "float32") for name in ("residual", "kept") if name in given}
+    if "bias" in given:
+        beside["bias"] = to_device(integers(n + n % 2, seed=2) / 4, "float32")[n % 2 :]
+    if "mask" in given:
+        beside["mask"] = Mask(new_control(device, 5, 1), 3, 16 + 5 * (n % 2), 0.4)
+    results = []
+    for rung in (f"wgmma:{SMALL}", "tiled"):
+        force("linear", rung)
+        before = to_device(np.zeros((m, n)), "float32")
+        more = beside | ({"before": before} if "before" in given else {})
+        a, b = integers(m, k) / 4, integers(k, n, seed=1) / 4
+        results.append((floats(a, b, detector=rung != "tiled", seed=1, activation=activation, **more), to_host(before)))
+    for one, other in zip(*results, strict=True):
+        assert_close(one, other, 0 if KERNEL_DEVICE == "emulator" else tolerance("float32"))
+
+
+@pytest.mark.parametrize("n", [24, 13])
+def test_a_cut_depth_in_tf32(n, in_floats):
+    """Parts are of whole slices of 32, here of three."""
+    assert wgmma_tiles.part(SMALL, 66, n, 5000, 1, True, 4) == 96
+    a, b, bias, before = ternary(66, 5000), ternary(5000, n, seed=1), integers(n, seed=2), integers(66, n, seed=3)
+    results, given = [], {"bias": to_device(bias, "float32"), "activation": "relu", "beta": 1.0}
+    names, _ = launches(lambda: results.append(floats(a, b, before, **given)))
+    assert names[0] == "wgmma_tf32_nt" and names[1:] in ADDED
+    np.testing.assert_array_equal(results[0], np.maximum(a @ b + bias, 0) + before)
+
+
+def test_the_layer_computes_forward_in_tf32_here(in_floats):
+    x, weight, bias = integers(5, 3, 36), integers(24, 36, seed=1), integers(24, seed=2)
+    given, y = [to_device(array, "float32") for array in (x, weight, bias)], []
+    names, _ = launches(lambda: y.append(ops.linear(*given)))
+    assert names == ["wgmma_tf32_nt"]
+    np.testing.assert_array_equal(to_host(y[0]), x @ weight.T + bias)
+    with pytest.raises(ConfigurationError, match="reads floats with the depth along their rows alone: nt in tf32"):
+        ops.linear_backward_input(y[0], given[1])
+
+
+@pytest.mark.parametrize("bad", [nan, inf, -inf])
+def test_what_is_not_finite_in_tf32(bad, in_floats):
+    """In the last row and column, beside the zeros that the copy engine adds, and at the end of the depth."""
+    m, n, k = 66, 129, 33
+    a, b = np.ones((m, k), np.float32), np.ones((k, n), np.float32)
+    a[m - 1, k - 1] = b[k - 1, n - 1] = bad
+    expected = np.full((m, n), np.float32(k))
+    expected[m - 1], expected[:, n - 1] = bad, bad
+    expected[m - 1, n - 1] = bad * bad
+    np.testing.assert_array_equal(floats(a, b), expected)
+
+
+def test_empty_products_in_tf32(in_floats):
+    for m, n in ((0, 8), (8, 0), (0, 0)):
+        assert floats(integers(m, 8), integers(8, n)).shape == (m, n)
+    bias, none = to_device(np.arange(8.0), "float32"), np.zeros((3, 0), np.float32)
+    got = floats(none, np.zeros((0, 8), np.float32), np.full((3, 8), 9), bias=bias, beta=1.0)
+    np.testing.assert_array_equal(got, np.broadcast_to(np.arange(8) + 9, (3, 8)))
+
+
+@pytest.mark.parametrize(("rows", "inside", "out"), [(2**26 + 5, 36, 8), (2**25 + 5, 8, 68)])
+def test_floats_beyond_2_to_the_31(rows, inside, out, in_floats, huge, blocks):
+    blocks(2**30)
+    x, last, weight = sparse((rows, inside), "float32"), integers(2, inside), integers(out, inside, seed=1)
+    x[rows - 2 : rows] = last
+    y = ops.linear(x, to_device(weight, "float32"), None)
+    np.testing.assert_array_equal(to_host(y[rows - 2 : rows]), last @ weight.T)
+
+
 # The choice -------------------------------------------------------------------------------------------------
 
 
-def problem(dtype="bfloat16", alignment=16, **sizes):
-    return Problem(
-        "linear", "nt", **{"m": 300, "n": 200, "k": 100, "batch": 1, **sizes}, dtype=dtype, alignment=alignment
-    )
+def problem(dtype="bfloat16", alignment=16, way="nt"):
+    return Problem("linear", way, m=300, n=200, k=100, batch=1, dtype=dtype, alignment=alignment)
 
 
 def test_it_is_taken_where_it_is_asked_for(force):
@@ -338,13 +517,28 @@ def test_it_is_taken_where_it_is_asked_for(force):
     assert chosen.rung == "wgmma" and chosen.variant in wgmma_tiles.TILES
     for refused, capability in (
         (problem("float32"), 90),
-        (problem("tf32"), 90),
+        (problem("tf32", way="nn"), 90),
+        (problem("tf32", way="tn"), 90),
+        (problem("tf32", alignment=4), 90),
+        (problem("tf32"), 80),
         (problem(alignment=4), 90),
         (problem(), 80),
         (problem(), 100),
     ):
-        with pytest.raises(ConfigurationError, match="BP_LINEAR=wgmma computes float16, bfloat16"):
+        with pytest.raises(ConfigurationError, match="BP_LINEAR=wgmma cannot compute a product in "):
             choice.choose(refused, capability)
+
+
+def test_of_tf32_it_is_taken_for_the_way_that_it_reads(force):
+    force("linear", "wgmma")
+    assert choice.choose(problem("tf32"), 90).rung == "wgmma"
+    force("linear", "")
+    rung = choice.find("linear", "wgmma")
+    for way in WAYS:
+        decision = choice.decide(problem("tf32", way=way), 90)
+        why = dict(decision.passed)["wgmma"]
+        assert decision.choice.rung == "mma" and rung.computes(problem("tf32", way=way), 90) == (way == "nt")
+        assert ("not verified" in why, "the depth along their rows" in why) == (way == "nt", way != "nt")
 
 
 def test_the_cut_leaves_nothing_out():
@@ -355,6 +549,8 @@ def test_the_cut_leaves_nothing_out():
                     part = wgmma_tiles.part(name, m, n, k, batch, wide)
                     assert part % 64 == 0 and (not wide or part <= 16 * 1024)
                     assert part >= min(k, 64)
+                part = wgmma_tiles.part(name, m, n, k, batch, True, 4)
+                assert part % 32 == 0 and min(k, 32) <= part <= 8 * 1024  # as many instructions
 
 
 def test_large_products_have_large_tiles_and_small_ones_are_spread():
@@ -369,15 +565,15 @@ def test_large_products_have_large_tiles_and_small_ones_are_spread():
 
 # Planted faults ---------------------------------------------------------------------------------------------
 
-_TILE, _BLOCK, _FILE = "wgmma_tile.cuh", "wgmma_block.cuh", "linear_wgmma.cu"
+_TILE, _BLOCK, _LINEAR = "wgmma_tile.cuh", "wgmma_block.cuh", "wgmma_linear.cuh"
 # What is wrong: the file, its text, what stands in its place, where WRONG says whether this fault is planted, and what
 # the emulator says (None: the numbers are wrong).
 FAULTS = {
     "a full stage is not waited for": (
         _TILE,
-        "barrier_wait(pipeline.full[at.stage], at.parity);",
-        "if (!WRONG) barrier_wait(pipeline.full[at.stage], at.parity);",
-        "missing wait: these bytes of shared memory are the target of the load",
+        "ring.wait();",
+        "if (!WRONG) ring.wait();",
+        "missing wait|this product is not ordered after the write by a load",
     ),
     "an empty stage is not waited for": (
         _TILE,
@@ -425,8 +621,8 @@ FAULTS = {
     ),
     "results lie where they would without a swizzle": (
         _TILE,
-        "(j ^ line) * 16",
-        "(WRONG ? j : j ^ line) * 16",
+        "line * 128 + line * 16",
+        "line * 128 + (WRONG ? 0 : line) * 16",
         None,
     ),
     "the copy engine does not see what was stored": (
@@ -439,7 +635,7 @@ FAULTS = {
         _TILE,
         "fence_async_proxy();\n        __syncwarp();",
         "fence_async_proxy();\n        if (!WRONG) __syncwarp();",
-        "this store is not ordered after the write",
+        "this store is not ordered after the write|uninitialised shared memory",
     ),
     "a box is filled again while it leaves": (
         _TILE,
@@ -449,14 +645,26 @@ FAULTS = {
     ),
     "the last boxes are not waited for": (
         _BLOCK,
-        "if (task.boxes && threadIdx.x % WARP == 0) wait_stores_read<0>();",
-        "if (task.boxes && threadIdx.x % WARP == 0 && !WRONG) wait_stores_read<0>();",
+        "if (threadIdx.x % WARP == 0) wait_stores_read<0>();",
+        "if (threadIdx.x % WARP == 0 && !WRONG) wait_stores_read<0>();",
         "wait_stores_read<0>.. is missing",
     ),
     "floats are read before all threads have stored theirs": (
         _TILE,
-        "stage_floats(staging, lane, sums); });\n        __syncwarp();\n        const int column",
-        "stage_floats(staging, lane, sums); });\n        if (!WRONG) __syncwarp();\n        const int column",
+        "stage_floats(staging, lane, sums); });\n            __syncwarp();",
+        "stage_floats(staging, lane, sums); });\n            if (!WRONG) __syncwarp();",
+        "uninitialised shared memory|race on shared memory",
+    ),
+    "a stage is given back before all threads know their tile": (
+        _TILE,
+        "__syncwarp();  // all have read it",
+        "if (!WRONG) __syncwarp();  // all have read it",
+        "this write is not ordered after the read by thread",
+    ),
+    "the tile is named after its slice has come": (
+        _TILE,
+        "if (slice == 0) pipeline.work[at.stage] = work;",
+        "if (slice == WRONG) pipeline.work[at.stage] = work;",
         "uninitialised shared memory|race on shared memory",
     ),
     "the copy engine does not know the barriers": (
@@ -478,41 +686,53 @@ FAULTS = {
         "this load is not ordered after the read by thread",
     ),
 }
-_PLANT = """
-static int bp_planted;
-__attribute__((no_sanitize("thread"))) static void bp_plant(int fault) { bp_planted = fault; }
-"""
+# The same for floats, in what is not as with 16 bits.
+FAULTS_OF_FLOATS = {
+    "copies count the depth as with 16 bits": (
+        _LINEAR,
+        "Multiply::DEPTH;",
+        "(WRONG ? SLICE : Multiply::DEPTH);",
+        None,
+    ),
+    "there are as few slices as with 16 bits": (
+        _BLOCK,
+        "begin) + DEPTH - 1) / DEPTH",
+        "begin) + DEPTH - 1) / (WRONG ? SLICE : DEPTH)",
+        None,
+    ),
+    "a part begins where one of 16 bits would": (_BLOCK, "begin / DEPTH", "begin / (WRONG ? SLICE : DEPTH)", None),
+    "half of a slice is left out": (_TILE, "(SLICE_BYTES / 32)", "(SLICE_BYTES / (WRONG ? 64 : 32))", None),
+    "floats of C are stored one place further": (
+        _BLOCK,
+        "return epilogue.y;",
+        "return epilogue.y + WRONG;",
+        "which is no multiple of 16",
+    ),
+    "a full stage is not waited for": FAULTS["a full stage is not waited for"],
+}
 
 
 @pytest.fixture(scope="module")
-def with_faults(tmp_path_factory):
-    """The kernels of "nt" and "tn" with all faults in them, of which their last argument chooses one; two stages."""
-    folder = tmp_path_factory.mktemp("kernels")
-    texts = {
-        _FILE: (kernel_folder() / _FILE).read_text(),
-        **{name: (kernel_folder() / "include" / name).read_text() for name in (_TILE, _BLOCK)},
-    }
-    for number, (file, right, wrong, _) in enumerate(FAULTS.values(), 1):
-        assert texts[file].count(right) == 1, right
-        texts[file] = texts[file].replace(right, wrong.replace("WRONG", f"(bp_planted == {number})"))
-    texts[_TILE] = texts[_TILE].replace("#pragma once", "#pragma once\n" + _PLANT, 1)
-    head, nt, _, tn = re.split(r'(?=extern "C")', texts[_FILE])
-    body = "DYNAMIC_SHARED_TILES"
-    texts[_FILE] = head + "".join(
-        kernel.replace("bool boxes)", "bool boxes, int fault)").replace(body, f"bp_plant(fault);\n    {body}", 1)
-        for kernel in (nt, tn)
+def planted(tmp_path_factory):
+    """The kernels of "nt" and "tn"."""
+    faults = [fault[:3] for fault in FAULTS.values()]
+    kernels = with_faults(
+        tmp_path_factory.mktemp("kernels"), "linear_wgmma", faults, ("wgmma_nt", "wgmma_tn"), "bfloat16"
     )
-    for name, text in texts.items():
-        (folder / name).write_text(text)
-    tile = {"": {"ROWS": 64, "COLUMNS": 128, "STAGES": 2}}
-    source = Source("linear_wgmma", folder=folder, only=90, T=("bfloat16",), variants=tile)
-    shared = wgmma_tiles.SHARED
-    return {way: source.kernel(f"wgmma_{way}", flops="0", bytes="0", shared=shared) for way in ("nt", "tn")}
+    return {name.removeprefix("wgmma_"): kernel for name, kernel in kernels.items()}
 
 
-def run_planted(with_faults, number, monkeypatch):
+@pytest.fixture(scope="module")
+def planted_floats(tmp_path_factory):
+    """The kernel of floats."""
+    faults = [fault[:3] for fault in FAULTS_OF_FLOATS.values()]
+    folder = tmp_path_factory.mktemp("kernels")
+    return with_faults(folder, "linear_wgmma_tf32", faults, ("wgmma_tf32_nt",), "float")["wgmma_tf32_nt"]
+
+
+def run_planted(planted, number, monkeypatch):
     """Whether all numbers are right: boxes, floats, and sums of columns, several tiles in a block."""
-    for way, kernel in with_faults.items():
+    for way, kernel in planted.items():
         monkeypatch.setitem(
             linear_wgmma._kernels,
             way,
@@ -536,16 +756,48 @@ def run_planted(with_faults, number, monkeypatch):
 
 @pytest.mark.skipif(KERNEL_DEVICE != "emulator", reason="what finds them is the emulator's")
 @pytest.mark.parametrize("fault", [None, *FAULTS])
-def test_planted_faults_are_found(fault, with_faults, force, blocks, monkeypatch):
+def test_planted_faults_are_found(fault, planted, force, blocks, monkeypatch):
     force("linear", f"wgmma:{SMALL}")
     blocks(1)
     number = 0 if fault is None else 1 + list(FAULTS).index(fault)
     message = FAULTS[fault][3] if fault else None
     if message is None:
-        assert run_planted(with_faults, number, monkeypatch) == (fault is None)
+        assert run_planted(planted, number, monkeypatch) == (fault is None)
         return
     with pytest.raises(KernelFault, match=message):
-        run_planted(with_faults, number, monkeypatch)
+        run_planted(planted, number, monkeypatch)
+
+
+@pytest.mark.skipif(KERNEL_DEVICE != "emulator", reason="what finds them is the emulator's")
+@pytest.mark.parametrize("fault", [None, *FAULTS_OF_FLOATS])
+def test_planted_faults_are_found_in_floats(fault, planted_floats, in_floats, blocks, monkeypatch):
+    blocks(1)
+    number = 0 if fault is None else 1 + list(FAULTS_OF_FLOATS).index(fault)
+
+    def kernel(grid, *arguments, variant):
+        planted_floats(grid, *arguments, number)
+
+    def is_right():
+        """A product of several tiles in a block, and one in parts of three slices."""
+        cases = [(integers(m, k), integers(k, n, seed=1)) for m, n, k in ((72, 264, 100), (66, 24, 5000))]
+        return all(np.array_equal(floats(a, b, seed=1), a @ b) for a, b in cases)
+
+    monkeypatch.setattr(linear_wgmma, "_tf32_nt", kernel)
+    message = FAULTS_OF_FLOATS[fault][3] if fault else None
+    if message is None:
+        assert is_right() == (fault is None)
+        return
+    with pytest.raises(KernelFault, match=message):
+        is_right()
+
+
+def test_a_map_that_does_not_round_is_found(in_floats, monkeypatch):
+    """wgmma cuts off what the copy engine has left."""
+    x = drawn(5, 36)
+    monkeypatch.setattr(linear_wgmma, "tiled", lambda *arguments, tf32: tensor_map.tiled(*arguments))
+    got = floats(x, np.eye(36))
+    np.testing.assert_array_equal(got, (x.view(np.uint32) & 0xFFFFE000).view(np.float32))
+    assert (got != in_tf32(x)).any()
 
 
 # The machine code -------------------------------------------------------------------------------------------
@@ -553,18 +805,30 @@ def test_planted_faults_are_found(fault, with_faults, force, blocks, monkeypatch
 
 @needs_nvrtc
 @needs_nvdisasm
-def test_the_machine_code_of_a_slice(tmp_path):
-    """Its products in a row, started by one fence, and one wait, for those of the slice before."""
-    head, *kernels = re.split(r'(?=extern "C")', linear_wgmma._source.path.read_text())
-    macros = {"T": "bfloat16"} | {name: str(value) for name, value in wgmma_tiles.VARIANTS["128x256"].items()}
+@pytest.mark.parametrize(
+    ("file", "type", "name", "loops"),
+    [
+        ("linear_wgmma", "bfloat16", "HGMMA.64x256x16.F32.BF16", 4),  # boxes, floats, vectors, elements
+        ("linear_wgmma_tf32", "float", "HGMMA.64x256x8.F32.TF32", 3),
+    ],
+)
+def test_the_machine_code_of_a_slice(file, type, name, loops, tmp_path):
+    """Its products in a row, started by one fence, and one wait, for those of the slice before.
+
+    loops: one for each way of storing, each with the wait for its last products.
+    """
+    head, *kernels = re.split(r'(?=extern "C")', (kernel_folder() / f"{file}.cu").read_text())
+    macros = {"T": type} | {name: str(value) for name, value in wgmma_tiles.VARIANTS["128x256"].items()}
     source = nvrtc._macros(macros) + head + kernels[0]
     headers = {file.name: file.read_text() for file in (kernel_folder() / "include").glob("*.cuh")}
-    compiled = nvrtc.compile(source, "linear_wgmma.cu", [*nvrtc.OPTIONS, "-arch=sm_90a"], headers)
+    compiled = nvrtc.compile(source, f"{file}.cu", [*nvrtc.OPTIONS, "-arch=sm_90a"], headers)
     assert "0 bytes stack frame, 0 bytes spill stores" in compiled.log and "C75" not in compiled.log
-    file = tmp_path / "linear_wgmma.cubin"
-    file.write_bytes(compiled.cubin)
-    code = subprocess.run([disassembler.find(), "-c", file], capture_output=True, text=True, check=True).stdout
-    names = re.findall(r"\b(HGMMA|WARPGROUP\.ARRIVE|WARPGROUP\.DEPBAR|BRA)\b", code)
-    first = names.index("WARPGROUP.ARRIVE")
-    assert names.count("HGMMA") == 4
-    assert names[first : first + 7] == ["WARPGROUP.ARRIVE", *["HGMMA"] * 4, "WARPGROUP.DEPBAR", "BRA"]
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(compiled.cubin)
+    code = subprocess.run([disassembler.find(), "-c", cubin], capture_output=True, text=True, check=True).stdout
+    names = re.findall(r"\b(HGMMA[\w.]*|WARPGROUP\.ARRIVE|WARPGROUP\.DEPBAR|BRA)\b", code)
+    starts = [i for i, one in enumerate(names) if one == "WARPGROUP.ARRIVE"]
+    assert len(starts) == loops and names.count("WARPGROUP.DEPBAR") == 2 * loops
+    assert [one for one in names if one.startswith("HGMMA")] == [name] * 4 * loops
+    for first in starts:
+        assert names[first : first + 7] == ["WARPGROUP.ARRIVE", *[name] * 4, "WARPGROUP.DEPBAR", "BRA"]

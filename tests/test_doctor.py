@@ -51,6 +51,10 @@ class Library:
     def cuDeviceTotalMem_v2(self, out, device):
         return put(out, 141 * 2**30)
 
+    def cuDeviceGetPCIBusId(self, buffer, size, device):
+        buffer.value = f"0000:{device.value + 0x18:02X}:00.0".encode()
+        return 0
+
     def cuDeviceGetAttribute(self, out, attribute, device):
         return put(out, self.capability[attribute - 75])
 
@@ -66,6 +70,7 @@ def test_with_a_gpu(monkeypatch):
     found = driver.find_driver()
     finding = doctor.driver(found)
     assert (found.version, finding.state, finding.found) == ((12, 8), doctor.OK, "for CUDA up to 12.8")
+    assert found.gpus[0].bus == "0000:18:00.0"
     (gpu,) = doctor.graphics(found)
     assert gpu.found == "NVIDIA H200, compute capability 9.0, 141 GiB"
 

@@ -37,7 +37,7 @@ def integers(rng, shape, dtype=np.float32, most=4):
     return rng.integers(-most, most + 1, shape).astype(dtype)
 
 
-def launch(name, arguments, threads=128, shared=0, *, detector=True, seed=0):
+def launch(name, arguments, threads=128, shared=0, *, detector=True, seed=0, blocks=1):
     """A kernel of FAULTS. arguments: arrays, maps and integers."""
     values = [
         _tensor_map(a)
@@ -48,7 +48,7 @@ def launch(name, arguments, threads=128, shared=0, *, detector=True, seed=0):
         for a in arguments
     ]
     function = unit.compile_unit(FAULTS, {}, detector=detector).function(name)
-    engine.launch(function, name, values, (1, 1, 1), threads, shared, seed=seed)
+    engine.launch(function, name, values, (blocks, 1, 1), threads, shared, seed=seed)
 
 
 def lines_of(text):
@@ -165,6 +165,7 @@ SHORT = {
     "handed_over_too_late_fixed": ("", False),
     "rows_copied": ("", False),
     "rows_copied_one_waits": ("", False),
+    "rows_copied_last_waits": ("", False),
     "rows_without_init_fence": (r"barrier_init_fence\(\) was not called", False),
     "rows_without_wait": ("missing wait: .* target of the load at", True),
     "rows_with_syncthreads_alone": ("missing wait: .* target of the load at", True),
@@ -184,7 +185,30 @@ SHORT = {
     "factor_overwritten": ("this write is not ordered after the read by a product of warpgroup 0", True),
     "descriptor_of_odd_tile": ("no multiple of 1024", False),
     "product_beyond_shared": ("b reaches out of the block's shared memory", False),
-    "too_many_registers": ("take 92160 registers together; a multiprocessor has 65536", False),
+    "too_many_registers": ("deadlock: 0 of 384 .* in take_registers at .* waits for 72 more, .* 0 are left", False),
+    "registers_given": ("", False),
+    "registers_never_given": ("deadlock: .* 256 threads in take_registers at .* for 72 more, .* 0 are left", False),
+    "registers_given_too_late": ("deadlock: 0 of 384 .* in take_registers at .* 128 threads in barrier_wait", False),
+    "registers_taken_below": ("take_registers<24>: the threads .* have 168 registers each, which is more", False),
+    "registers_given_above": ("give_registers_back<240>: the threads .* 168 registers each, which is fewer", False),
+    "product_beside_branches": ("", False),
+    "fence_by_odd_lanes": ("divergent warpgroup_fence: other lanes of the warp wait in warpgroup_fence at", False),
+    "commit_by_odd_lanes": ("divergent warpgroup_commit: other lanes of the warp wait in warpgroup_commit at", False),
+    "wait_by_odd_lanes": ("divergent warpgroup_wait: other lanes of the warp wait in warpgroup_wait at", False),
+    "wait_by_the_first_warp": ("divergent warpgroup_wait: another warp .* has been in warpgroup_wait at", False),
+    "one_more_fence_by_odd_lanes": ("deadlock: .* in warpgroup_fence|warpgroup_fence waits .* exited", False),
+    "one_more_fence_by_the_first_warp": ("not all warps .* have executed this warpgroup_fence, which others", False),
+    "most_bytes_expected": ("", False),
+    "too_many_bytes_expected": ("in phase 0 1048576 bytes are announced with these 524288; .* to 1048575", False),
+    "stored_and_read_back": ("missing wait: these bytes of global memory are the target of the store at", True),
+    "stored_and_loaded_back": ("missing wait: these bytes of global memory are the target of the store at", True),
+    "stored_waited_for_and_read_back": ("", False),
+    "stored_waited_for_and_loaded_back": ("", False),
+    "written_and_loaded": ("missing fence.proxy.async for global memory: this load .* thread", True),
+    "written_and_loaded_after_fence_of_shared": ("missing fence.proxy.async for global memory: this load", True),
+    "written_and_loaded_after_fence": ("", False),
+    "handed_to_next_block": ("missing fence.proxy.async for global memory: this load .* another block", True),
+    "handed_to_next_block_after_fence": ("", False),
 }
 
 
@@ -192,12 +216,12 @@ def run_short(name, **options):
     parameters = signatures(FAULTS)[name].parameters
     threads = int(signatures(FAULTS)[name].threads)
     x = np.arange(1, 129, dtype=np.float32)
-    y = device.empty((128 * 32,), np.float32)
+    y = device.zeros((128 * 32,), np.float32)
     array = device.from_host(x)
-    first = {1: (), 2: (array,)}[len(parameters)]
+    first = [array] if len(parameters) > 1 else []
     if parameters[0].type == "TensorMap":
-        first = (tensor_map.tiled(array, (16, 8), (64,), (16, 8), swizzle=0),)
-    launch(name, (*first, y), threads, 16384, **options)
+        first = [tensor_map.tiled(array, (16, 8), (64,), (16, 8), swizzle=0), *first][: len(parameters) - 1]
+    launch(name, (*first, y), threads, 16384, blocks=2 if "next_block" in name else 1, **options)
     return y.get(), x
 
 
@@ -207,14 +231,49 @@ def test_short_kernels(name):
     for detector, seed in ((True, 0), (True, 1), (False, 0)):
         if not reason:
             y, x = run_short(name, detector=detector, seed=seed)
-            expected = (
-                np.zeros(128 * 32) if name.startswith("product") else np.tile(x[:32], 4) if "handed" in name else x
-            )
+            expected = x
+            if name.startswith("product"):
+                expected = np.zeros(128 * 32)
+            elif name.startswith("handed_over"):
+                expected = np.tile(x[:32], 4)
+            elif name.startswith(("stored", "written", "handed_to")):
+                expected = np.full(128, 7)
             np.testing.assert_array_equal(y[: expected.size], expected)
         elif detector or not needs_detector:
             with pytest.raises(KernelFault, match=reason):
                 run_short(name, detector=detector, seed=seed)
     engine.check_canaries()
+
+
+def test_what_an_earlier_launch_has_written_needs_no_fence_and_no_wait():
+    """Both ways: ordinary stores that a box is loaded from, and a box stored that is read by ordinary loads."""
+    x, y = device.zeros((128,), np.float32), device.zeros((128 * 32,), np.float32)
+    map_ = tensor_map.tiled(x, (16, 8), (64,), (16, 8), swizzle=0)
+    for value in (3.0, 4.0):
+        launch("handed_over_too_late_fixed", (device.from_host(np.full(128, value, np.float32)), x))
+        launch("rows_copied", (map_, y), 128, 16384)
+        np.testing.assert_array_equal(y.get()[:128], value)
+    stored = (map_, y, y)  # reads what it has not stored
+    launch("stored_and_read_back", stored, 128, 16384)
+    launch("handed_over_too_late_fixed", (x, y))
+    np.testing.assert_array_equal(y.get()[:128], 7)
+
+
+def test_without_the_detector_a_store_that_was_not_waited_for_is_late():
+    y, x = run_short("stored_and_read_back", detector=False)
+    np.testing.assert_array_equal(y[:128], x)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_thread_that_waits_lets_the_load_it_waits_for_land(seed):
+    """Whether it goes on itself then, as the only one that can, or as the one that is picked from many."""
+    x, y = device.from_host(np.arange(1, 129, dtype=np.float32)), device.zeros((128,), np.float32)
+    launch("rows_copied", (tensor_map.tiled(x, (16, 8), (64,), (16, 8), swizzle=0), y), 1, 16384, seed=seed)
+    assert y.get()[0] == 1
+    device.detector, device.seed = False, seed
+    rng = np.random.default_rng(seed)
+    a, b = integers(rng, (64, 64)), integers(rng, (256, 64))
+    np.testing.assert_array_equal(product("bf16", "K MN", a, b, np.zeros((64, 256), np.float32)), a @ b.T)
 
 
 def test_every_short_kernel_is_tested():
@@ -333,6 +392,32 @@ def test_loaded_boxes(case):
         expected = swizzled(box_of(x, at, box, steps or (1,) * len(box)), swizzle)
         y = hopper_cases.loaded_box(device, x, box, at, expected.size, **options)
         np.testing.assert_array_equal(y, expected, err_msg=str(at))
+
+
+def test_boxes_in_tf32_are_rounded_to_the_nearest_even():
+    """Ties either way, a carry into the exponent, what is subnormal, and what overflows; NaN and infinity stay."""
+    device.detector = True
+    bits = np.array([0x3F800FFF, 0x3F801000, 0x3F801001, 0x3F803000, 0x3FFFF000, 0x00001000, 0x00003000], np.uint32)
+    special = np.array([0x7F7FEFFF, 0x7F7FF000, 0x7F800000, 0x7FC00000, 0x7F800001, 0], np.uint32)
+    drawn = np.random.default_rng(9).integers(0, 0x7F800000, 9 * 40 - 26, dtype=np.uint32)
+    x = np.concatenate([bits, special, bits | 1 << 31, special | 1 << 31, drawn]).reshape(9, 40)
+    # The spacing is 2^-10 of the power of two below, of the subnormal numbers that of the smallest normal one.
+    exponents = x >> 23 & 0xFF
+    spacing = 2.0 ** (np.maximum(exponents, 1) - 127.0 - 10)
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = (np.rint(x.view(np.float32) / spacing) * spacing).astype(np.float32).view(np.uint32)
+    rounded[exponents == 0xFF] = x[exponents == 0xFF]
+    for at in ((0, 0), (-3, 2), (20, -1)):
+        y = hopper_cases.loaded_box(device, x.view(np.float32), (32, 8), at, 1024, tf32=True)
+        np.testing.assert_array_equal(y, swizzled(box_of(rounded, at, (32, 8), (1, 1)), 128), err_msg=str(at))
+        y = hopper_cases.loaded_box(device, x.view(np.float32), (32, 8), at, 1024)
+        np.testing.assert_array_equal(y, swizzled(box_of(x, at, (32, 8), (1, 1)), 128), err_msg=str(at))
+
+
+def test_a_map_in_tf32_is_for_loads():
+    with pytest.raises(KernelFault, match="store_box: the map rounds what is loaded to tf32"):
+        x, stored = np.zeros((9, 40), np.float32), np.zeros(1024, np.uint8)
+        hopper_cases.stored_box(device, x, (32, 8), (0, 0), stored, tf32=True)
 
 
 @pytest.mark.parametrize("case", BOXES, ids=str)
@@ -486,6 +571,8 @@ def test_maps_that_the_driver_would_refuse(arguments, options, error, message):
 def test_maps_of_other_arrays():
     with pytest.raises(DtypeError, match="an array of uint8, float16, float32, bfloat16, got float64"):
         tensor_map.tiled(device.empty((4, 4), np.float64), (4, 4), (32,), (4, 4))
+    with pytest.raises(DtypeError, match="in tf32 expected an array of float32, got float16"):
+        tensor_map.tiled(matrix(), (64, 16), (128,), (64, 8), tf32=True)
     with pytest.raises(ShapeError, match="at a multiple of 16 bytes"):
         tensor_map.tiled(device.empty((40,), np.float16)[1:], (8, 4), (16,), (8, 4), swizzle=0)
     with pytest.raises(DtypeError):
@@ -594,6 +681,9 @@ def test_what_the_driver_is_asked(driver):
     fields = np.frombuffer(encoded, np.int64).tolist()
     assert fields[:7] == [9, 3, x.pointer, 641604, 1282048, 121, 230]
     assert fields[8:14] == [32, 8, 2, 0, 0, 0]
+    floats = device.empty((16, 64), np.float32)
+    types = [tensor_map.tiled(floats, (64, 16), (256,), (32, 8), tf32=tf32)[0] for tf32 in (False, True)]
+    assert types == [7, 11]
     images = device.empty((3, 5, 6, 8), np.float32)
     encoded = tensor_map.im2col(images, (-1, -2), (-3, 4), 8, 48, strides=(2, 1), swizzle=32)
     fields = np.frombuffer(encoded, np.int64).tolist()

@@ -1,5 +1,7 @@
 """Fusion: the groups that a Sequential runs as one give what its layers give one after the other."""
 
+import json
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -221,13 +223,14 @@ def built(make, shape, dtype="float64", device="cpu"):
     return model.copy(dtype=dtype, device=device)
 
 
-def run(model, x, *, fuse, method="backward", passes=1, training=True, sample_offset=0):
-    """All that a pass computes and changes, by name."""
+def run(model, x, *, fuse, back=None, method="backward", passes=1, training=True, sample_offset=0):
+    """All that a pass computes and changes, by name. back: `fuse` of the backward (None: the same)."""
     device = find_device("cpu") if isinstance(x, np.ndarray) else find_device(KERNEL_DEVICE)
     for _ in range(passes):
         ctx = bp.Context(training, saving=True, seed=5, step=6, sample_offset=sample_offset, fuse=fuse)
         y = model.forward(x, ctx)
         dy = normal(*y.shape, seed=1).astype(y.dtype) if 0 not in y.shape else np.zeros(y.shape, y.dtype)
+        ctx.fuse = fuse if back is None else back
         dx = getattr(model, method)(device.from_host(dy), ctx)
         assert ctx.open_layers == []
     found = {"y": y} | ({} if dx is None else {"dx": dx})
@@ -264,6 +267,17 @@ def test_the_cases_have_groups_of_every_kind():
 def test_float64_is_the_same_bit_for_bit(name):
     for settings in ({}, {"method": "backward_parameters"}, {"passes": 2}, {"training": False}, {"sample_offset": 3}):
         assert_same(*both(name, **settings))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_backward_need_not_run_in_the_groups_of_the_forward(name):
+    """Each layer finds on the context what it would have saved by itself."""
+    make, shape = CASES[name]
+    x = normal(*shape)
+    for training in (True, False):
+        expected = run(built(make, shape), x, fuse=False, training=training)
+        for fuse in (True, False):
+            assert_same(run(built(make, shape), x, fuse=fuse, back=not fuse, training=training), expected)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -327,7 +341,7 @@ def test_infinity_and_nan_go_the_same_ways():
 # What a group saves, and who watches ----------------------------------------------------------------------------------
 
 
-def test_a_group_saves_under_its_first_layer_and_keeps_less():
+def test_each_layer_of_a_group_has_what_it_saves_under_its_name_and_they_keep_less():
     model = built(*CASES["mlp-relu-dropout"])
     x, kept = normal(4, 5), {}
     for fuse in (True, False):
@@ -335,8 +349,7 @@ def test_a_group_saves_under_its_first_layer_and_keeps_less():
         model.forward(x, ctx)
         arrays = {id(value): value.nbytes for _, values in ctx.kept for value in values if hasattr(value, "nbytes")}
         kept[fuse] = sum(arrays.values())
-        if fuse:
-            assert ctx.open_layers == ["Linear '0'", "Linear '3'", "Linear '5'"]
+        assert ctx.open_layers == [layer.label for layer in model]
     assert kept[True] < kept[False]  # ReLU and Dropout each have their result
 
 
@@ -355,8 +368,11 @@ def test_errors_name_the_layer():
     model = built(*CASES["normalised-relu"])
     with pytest.raises(bp.errors.ShapeError, match=r"BatchNorm2d '1': .*at least 2 values per channel"):
         model.forward(normal(1, 3, 3, 2), bp.Context(True))
-    with pytest.raises(bp.errors.ShapeError, match=r"Conv2d '0': conv2d_statistics expected at least one value"):
-        model.forward(np.zeros((0, 6, 6, 2)), bp.Context(True))
+    for fuse in (True, False):
+        with pytest.raises(
+            bp.errors.ShapeError, match=r"BatchNorm2d '1': batch_norm expected at least 2 values per ch"
+        ):
+            model.forward(np.zeros((0, 6, 6, 2)), bp.Context(True, fuse=fuse))
     with pytest.raises(bp.errors.ShapeError, match=r"Conv2d '0': conv2d_statistics expected weight of shape"):
         model.forward(normal(2, 6, 6, 3), bp.Context(True))
 
@@ -401,6 +417,61 @@ def test_layers_whose_forward_or_backward_was_replaced_run_alone():
         assert len(seen) == (method != "backward_parameters")
         del vars(model[1])[method]
         assert len(model._groups(bp.Context())) == 3
+
+
+def test_a_pass_that_is_replaced_between_forward_and_backward():
+    """Set for the forward alone, it is called and leaves no trace; set after it, it is called too."""
+    x = normal(4, 5)
+    expected = run(built(*CASES["mlp-relu-dropout"]), x, fuse=False)
+    for method in ("forward", "backward"):
+        model = built(*CASES["mlp-relu-dropout"])
+        ctx, seen, original = bp.Context(True, seed=5, step=6), [], getattr(model[1], method)
+
+        def replaced(*arguments, original=original, seen=seen):
+            seen.append(arguments)
+            return original(*arguments)
+
+        if method == "forward":
+            model[1].forward = replaced
+        y = model.forward(x, ctx)
+        vars(model[1]).pop("forward", None)
+        if method == "backward":
+            model[1].backward = replaced
+        dx = model.backward(normal(*y.shape, seed=1), ctx)
+        assert len(seen) == 1 and ctx.open_layers == []
+        assert_same({"y": y, "dx": dx}, {name: expected[name] for name in ("y", "dx")})
+
+
+def test_layers_run_alone_while_a_pass_of_their_class_is_replaced(monkeypatch):
+    model, x = built(*CASES["mlp-relu"]), normal(4, 5)
+    expected = model(x)
+    original, seen = bp.ReLU.forward, []
+
+    def replaced(self, x, ctx):
+        seen.append(self.label)
+        return original(self, x, ctx)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bp.ReLU, "forward", replaced)
+        np.testing.assert_array_equal(model(x), expected)
+        assert seen == ["ReLU '1'", "ReLU '3'"]
+    assert len(model._groups(bp.Context())) == 3
+
+
+def test_the_layers_may_be_called_one_by_one_on_either_way():
+    x = normal(4, 5)
+    for name in ("mlp-relu-dropout", "mlp-gelu-dropout"):
+        expected = run(built(*CASES[name]), x, fuse=False)
+        for way in ("forward", "backward"):
+            model = built(*CASES[name])
+            ctx = bp.Context(True, seed=5, step=6)
+            y = x if way == "forward" else model.forward(x, ctx)
+            for layer in model if way == "forward" else ():
+                y = layer.forward(y, ctx)
+            dx = normal(*y.shape, seed=1)
+            for layer in reversed(list(model)) if way == "backward" else (model,):
+                dx = layer.backward(dx, ctx)
+            assert_same({"y": y, "dx": dx}, {name: expected[name] for name in ("y", "dx")})
 
 
 def test_a_layer_of_somebodys_own_keeps_its_own_way():
@@ -452,12 +523,12 @@ def test_a_gradient_that_is_left_out_or_comes_twice_is_found(name, monkeypatch):
         )
         with pytest.raises(GradientError, match="Sequential"):
             check(model, x)
-    take = fusion._Product._in_front
+    in_front = fusion._Product._in_front
 
-    def again(self, dy, ctx, taken):
-        if taken and self.activation is not None:
+    def again(self, dy, ctx):
+        if self.taken_in and self.activation is not None:
             dy = dy * 0.5
-        return take(self, dy, ctx, taken)
+        return in_front(self, dy, ctx)
 
     if name != "normalised-relu":  # where the activation stands by itself
         monkeypatch.setattr(fusion._Product, "_in_front", again)
@@ -503,6 +574,40 @@ def test_a_trainer_with_and_without_fusion():
         runs.append(bp.checkpoint.model_arrays(trainer.model) | {"predictions": predictions})
     assert_same(*runs)
     assert runs[0]["predictions"].shape == (48, 2)
+
+
+def test_going_on_with_another_switch_is_said_in_one_line(tmp_path):
+    class Heard(bp.callbacks.Callback):
+        """Keeps what it is told."""
+
+        def on_message(self, trainer, text):
+            messages.append(text)
+
+    def going_on(steps, resume="auto", **settings):
+        messages.clear()
+        model = bp.Sequential(bp.Linear(6, 16), bp.GELU(), bp.Linear(None, 2))
+        trainer = bp.Trainer(
+            *(model, bp.CrossEntropyLoss(), bp.AdamW(lr=0.02)),
+            device="cpu",
+            precision="fp64",
+            output_dir=tmp_path / "run",
+            callbacks=[Heard()],
+            **settings,
+        )
+        trainer.fit((X, Y), max_steps=steps, resume=resume)
+        return list(messages)
+
+    messages = []
+    assert going_on(1, resume=None) == going_on(2) == []
+    (text,) = going_on(3, fuse=False)
+    assert text.endswith("fuse was True, and is now False: the last bits of results may differ") and "\n" not in text
+    assert going_on(4, fuse=False) == []
+    states = (tmp_path / "run" / "checkpoints").glob("step-*/state.json")
+    last = max(states, key=lambda path: path.parent.name)
+    state = json.loads(last.read_text())
+    assert state.pop("fuse") is False
+    last.write_text(json.dumps(state))  # as older checkpoints are
+    assert going_on(5) == []
 
 
 def test_a_recipe_has_the_switch():
@@ -578,9 +683,12 @@ def test_what_linear_activation_and_its_backwards_compute(activation, rate):
     m = np.ones(dy.shape) if mask is None else dropout(np.ones(dy.shape), control, 3, 11, rate)
     z = x @ weight.T + bias
     relative = tolerance("float64", 6)
-    y, kept = linear_ops.linear_activation(x, weight, bias, activation, mask, None)
+    y, kept = linear_ops.linear_activation(x, weight, bias, activation, True, mask, None)
     assert_close(y, m * formula(activation, z), relative)
     assert (kept is None) == (activation == "identity") and (kept is y) == (activation == "relu")
+    same, nothing = linear_ops.linear_activation(x, weight, bias, activation, False, mask, None)
+    np.testing.assert_array_equal(same, y)
+    assert nothing is None
     h = 1e-6
     slope = (formula(activation, z + h) - formula(activation, z - h)) / (2 * h)
     dz = linear_ops.linear_activation_backward(dy, kept, activation, mask)
@@ -591,11 +699,16 @@ def test_what_linear_activation_and_its_backwards_compute(activation, rate):
     dw, above = normal(3, 4, 2, seed=2), normal(2, 6)
     taken_in = linear_ops.linear_backward_input_activation(dw, above, kept, activation, mask)
     assert_close(taken_in, linear_ops.linear_activation_backward(dw @ above, kept, activation, mask), relative)
+    if activation == "relu" and mask is not None:
+        told = replace(mask, in_kept=True)
+        np.testing.assert_array_equal(linear_ops.linear_activation_backward(dy, kept, activation, told), dz)
+        before = np.maximum(z, 0)  # as a ReLU by itself keeps it
+        np.testing.assert_array_equal(linear_ops.linear_activation_backward(dy, before, activation, mask), dz)
 
 
 def test_a_residual_is_added_behind_the_mask():
     x, weight, control = normal(4, 5), normal(5, 5), control_block(seed=8, step=2)
-    y, kept = linear_ops.linear_activation(x, weight, None, "identity", masked(control), x)
+    y, kept = linear_ops.linear_activation(x, weight, None, "identity", True, masked(control), x)
     expected = dropout(x @ weight.T, control, 3, 11, 0.4) + x
     assert kept is None
     assert_close(y, expected, tolerance("float64", 5))
@@ -606,7 +719,10 @@ def test_what_conv2d_activation_and_its_backward_compute(activation):
     geometry = (2, 1), ((1, 0), (0, 1)), (1, 2), 2
     x, weight, bias = normal(2, 7, 6, 4), normal(6, 3, 2, 2), normal(6)
     z = conv_ops.conv2d(x, weight, bias, *geometry)
-    y, kept = conv_ops.conv2d_activation(x, weight, bias, activation, *geometry)
+    y, kept = conv_ops.conv2d_activation(x, weight, bias, activation, True, *geometry)
+    same, nothing = conv_ops.conv2d_activation(x, weight, bias, activation, False, *geometry)
+    np.testing.assert_array_equal(same, y)
+    assert nothing is None
     relative = tolerance("float64", 12)
     assert_close(y, formula(activation, z), relative)
     assert (kept is None) == (activation == "identity") and (kept is y) == (activation == "relu")
@@ -620,7 +736,7 @@ def test_what_conv2d_activation_and_its_backward_compute(activation):
 def test_statistics_of_a_convolution_and_the_norm_that_takes_them():
     geometry = (1, 1), ((1, 1), (1, 1)), (1, 1), 1
     x, weight = 100 + normal(3, 5, 4, 2), normal(6, 3, 3, 2)
-    y, mean, variance = conv_ops.conv2d_statistics(x, weight, None, *geometry)
+    y, mean, rest, variance = conv_ops.conv2d_statistics(x, weight, None, *geometry)
     relative = tolerance("float64", 60)
     assert_close(mean, y.mean(axis=(0, 1, 2)), relative)
     assert_close(variance, y.var(axis=(0, 1, 2)), relative)
@@ -628,7 +744,7 @@ def test_statistics_of_a_convolution_and_the_norm_that_takes_them():
     old = [np.zeros(6), np.ones(6)]
     new = [np.zeros(6), np.ones(6)]
     expected, _, expected_rstd = norm_ops.batch_norm(y, gamma, beta, *old, True, 0.3, 1e-5)
-    result, rstd = norm_ops.batch_norm_of(y, mean, variance, gamma, beta, *new, 0.3, 1e-5)
+    result, rstd = norm_ops.batch_norm_of(y, mean, rest, variance, gamma, beta, *new, 0.3, 1e-5)
     for actual, reference in ((result, expected), (rstd, expected_rstd), (new[0], old[0]), (new[1], old[1])):
         assert_close(actual, reference, relative)
     assert (new[0] != 0).all()
@@ -638,11 +754,11 @@ def test_statistics_of_a_convolution_and_the_norm_that_takes_them():
     ("call", "message"),
     [
         (
-            lambda x, w: linear_ops.linear_activation(x, w, None, "tanh", None, None),
+            lambda x, w: linear_ops.linear_activation(x, w, None, "tanh", True, None, None),
             "activation of identity, relu.*'tanh'",
         ),
         (
-            lambda x, w: linear_ops.linear_activation(x, w, None, "relu", None, x),
+            lambda x, w: linear_ops.linear_activation(x, w, None, "relu", True, None, x),
             "a residual with 'identity' only.*'relu'",
         ),
         (
@@ -651,10 +767,16 @@ def test_statistics_of_a_convolution_and_the_norm_that_takes_them():
         ),
         (lambda x, w: linear_ops.linear_activation_backward(x, x, "identity", None), "no kept array for 'identity'"),
         (lambda x, w: linear_ops.linear_backward_input_activation(x, w, None, "silu", None), "kept array of 'silu'"),
+        (
+            lambda x, w: linear_ops.linear_activation_backward(
+                x, x, "silu", Mask(control_block(), 0, 0, 0.5, in_kept=True)
+            ),
+            "a mask that is in_kept with 'relu' only, got 'silu'",
+        ),
         (lambda x, w: Mask(control_block(), 0, 0, 1.0), r"a rate in \[0, 1\), got 1.0"),
         (
             lambda x, w: conv_ops.conv2d_activation(
-                x.reshape(1, 1, 3, 3), w.reshape(3, 1, 1, 3), None, "elu", (1, 1), ((0, 0), (0, 0)), (1, 1), 1
+                x.reshape(1, 1, 3, 3), w.reshape(3, 1, 1, 3), None, "elu", True, (1, 1), ((0, 0), (0, 0)), (1, 1), 1
             ),
             "conv2d_activation expected an activation of .*'elu'",
         ),
@@ -668,18 +790,18 @@ def test_what_does_not_fit_together(call, message):
 def test_shapes_and_dtypes_that_do_not_fit():
     x, weight = normal(4, 3), normal(2, 3)
     with pytest.raises(bp.errors.ShapeError, match=r"residual of shape \(4, 2\), got \(4, 3\)"):
-        linear_ops.linear_activation(x, weight, None, "identity", None, x)
+        linear_ops.linear_activation(x, weight, None, "identity", True, None, x)
     with pytest.raises(bp.errors.DtypeError, match="residual of dtype float64 like weight, got float32"):
-        linear_ops.linear_activation(x, weight, None, "identity", None, np.zeros((4, 2), np.float32))
+        linear_ops.linear_activation(x, weight, None, "identity", True, None, np.zeros((4, 2), np.float32))
     with pytest.raises(bp.errors.ShapeError, match=r"kept of shape \(4, 3\), got \(4, 2\)"):
         linear_ops.linear_backward_input_activation(normal(4, 2), weight, normal(4, 2), "relu", None)
     with pytest.raises(bp.errors.DtypeError, match="kept of dtype float64 like dy, got float32"):
         linear_ops.linear_activation_backward(x, x.astype(np.float32), "gelu", None)
     with pytest.raises(bp.errors.ShapeError, match=r"variance of shape \(3,\), got \(2,\)"):
-        norm_ops.batch_norm_of(x, np.zeros(3), np.ones(2), None, None, None, None, 0.1, 1e-5)
+        norm_ops.batch_norm_of(x, np.zeros(3), None, np.ones(2), None, None, None, None, 0.1, 1e-5)
     mask = Mask(to_device(control_block()), 0, 0, 0.5)
     with pytest.raises(bp.errors.DtypeError, match=r"mask\.control on device 'cpu' like x"):
-        linear_ops.linear_activation(x, weight, None, "relu", mask, None)
+        linear_ops.linear_activation(x, weight, None, "relu", True, mask, None)
 
 
 # On the emulator ------------------------------------------------------------------------------------------------------
@@ -733,7 +855,7 @@ def test_operations_on_the_device(dtype):
         for rate in (None, 0.4):
             compare(
                 lambda x, weight, bias, control, activation=activation, rate=rate: linear_ops.linear_activation(
-                    x, weight, bias, activation, masked(control, rate), None
+                    x, weight, bias, activation, True, masked(control, rate), None
                 ),
                 *(x, weight, bias, control),
                 dtype=dtype,
@@ -768,7 +890,49 @@ def test_a_fused_step_launches_less():
     assert not {launch.layer for launch in launches(model, x, True)} & {"ReLU '1'", "Dropout '2'", "ReLU '4'"}
 
 
+@pytest.mark.parametrize("name", ["mlp-gelu-dropout", "mlp-silu", "cnn-gelu", "cnn-silu"])
+def test_what_no_backward_takes_is_not_written(name):
+    """In inference, and in the first of the two forwards of Recompute; the argument of the activation is left out."""
+    make, shape = CASES[name]
+    device, x = find_device(KERNEL_DEVICE), to_device(normal(*shape), "float32")
+
+    def written(model, ctx, forward_only=True):
+        with device.recording() as ledger:
+            y = model.forward(x, ctx)
+            if not forward_only:
+                model.backward_parameters(y, ctx)
+        return [
+            launch.layer
+            for launch in ledger.launches
+            if any(p.name == "before" and v for p, v in zip(launch.variant.parameters, launch.values, strict=True))
+        ]
+
+    model = built(make, shape, "float32", KERNEL_DEVICE)
+    groups = [group.label for group in model._groups(bp.Context()) if len(group.layers) > 1]
+    assert written(model, bp.Context(True)) == groups
+    assert written(model, bp.Context()) == []
+    model = built(lambda: bp.Recompute(make()), shape, "float32", KERNEL_DEVICE)
+    assert len(written(model, bp.Context(True))) == 0
+    assert len(written(model, bp.Context(True), forward_only=False)) == len(groups)
+
+
+def test_inference_takes_no_room_for_what_backward_needs():
+    device = find_device(KERNEL_DEVICE)
+    model = built(
+        lambda: bp.Sequential(bp.Linear(6, 40), bp.GELU(), bp.Linear(40, 2)), (8, 6), "float32", KERNEL_DEVICE
+    )
+    x, taken = to_device(normal(8, 6), "float32"), {}
+    for fuse in (True, False):
+        memory = device.StepMemory()
+        with memory:
+            model.forward(x, bp.Context(fuse=fuse))
+        taken[fuse] = memory.nbytes
+    assert taken[False] - taken[True] >= 8 * 40 * 4
+
+
 def test_memory_plans_know_of_groups():
-    model = bp.Sequential(bp.Linear(6, 8), bp.ReLU(), bp.Linear(8, 2))
-    text = str(bp.memory_plan(model, (4, 6)))
-    assert "Linear '0'" in text and "ReLU" not in text
+    model = bp.Sequential(bp.Linear(6, 8), bp.ReLU(), bp.Dropout(0.1), bp.Linear(8, 2))
+    kept = {fuse: dict(bp.memory_plan(model, (4, 6), fuse=fuse).by_layer) for fuse in (True, False)}
+    assert kept[True]["ReLU '1'"] == kept[False]["ReLU '1'"] == 4 * 8 * 4
+    # What dropout made of the activation is one array: the ReLU takes it back, and so does the Linear above.
+    assert kept[True]["Linear '3'"] == 0 and kept[False]["Linear '3'"] == 4 * 8 * 4

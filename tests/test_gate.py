@@ -221,14 +221,15 @@ def test_files_and_declarations_agree(planted, monkeypatch, tmp_path):
     (folder / "lost.cu").write_text(text.format("three"))
     use_kernels_of(folder, monkeypatch)
     source = Source("norm", T=FLOATS)
-    source.kernel("one", flops="n * m", bytes="max(n, 1) * T", shared="x")
+    source.kernel("one", flops="n * m", bytes="max(n, 1) * (1 + given(x, y)) * T", shared="x")
     source.kernel("four", flops="0", bytes="0")
     found = [*gate.judge_files([source]), *gate.judge_declarations([source, Source("pool")])]
     assert [(violation.where, violation.what) for violation in found] == [
         ("lost.cu", "no Source in bp/cuda declares this file, so nothing can launch its kernels"),
         ("norm.cu", "kernel two is not declared in bp/cuda, so nothing can launch it"),
-        ("norm.cu", "one: no such scalar in its formula of flops: m"),
-        ("norm.cu", "one: no such scalar in its formula of shared: x"),
+        ("norm.cu", "one: no such parameter in its formula of flops: m"),
+        ("norm.cu", "one: no such parameter in its formula of bytes: y"),
+        ("norm.cu", "one: no such parameter in its formula of shared: x"),
         ("norm.cu", "kernel four is declared in bp/cuda, but not in the file"),
         ("pool.cu", "declared in bp/cuda, but there is no such file"),
     ]

@@ -1,6 +1,7 @@
 """benchmarks/gpu.sh where there is no GPU: it says so in a line, rehearses on the emulator, and stops what hangs."""
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bp.cuda import requirements
-from bp.cuda.choice import RUNGS, find
+from bp.cuda.choice import RUNGS, Problem, find
 from bp.ops.device import find_device
 
 sys.path.insert(0, str(Path(__file__).parent / "gpu"))
@@ -154,6 +155,19 @@ def test_a_right_rung_holds(emulator):
     found = on(emulator, "tiled")
     assert (found.problems, found.wrong) == ([], 0) and found.cases > 30
     assert all(error["error"] <= error["allowed"] for error in found.errors.values()) and len(found.errors) == 12
+
+
+def test_a_rung_that_computes_one_way_of_a_precision_is_tried_in_that(emulator):
+    found, rung = every_rung.Found(), find("linear", "wgmma")
+    every_rung.linear_errors(emulator, ("tf32",), "wgmma", found, 1)
+    for number, case in enumerate(itertools.islice(every_rung.linear_cases(("tf32",), rung, 9), 12)):
+        every_rung.check_linear(emulator, case, "wgmma", found, number)
+    assert (found.problems, found.wrong, found.cases, len(found.tiles)) == ([], 0, 72, 6)
+    assert {key.split(" ", 1)[1] for key in found.errors} == {"nt tf32"}
+    assert found.left_out == {rung.lacks(Problem("linear", "nn", 1, 1, 1, 1, "tf32", 16)): 2}  # the errors of nn and tn
+    drawn = list(itertools.islice(every_rung.linear_cases(("tf32", "bf16"), rung, 9), 28))
+    assert {case.way for case in drawn if case.precision == "tf32"} == {"nt"}
+    assert {case.way for case in drawn if case.precision == "bf16"} == {"nt", "nn", "tn"}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from bp.bench.libraries.ours import OursOnDevice
 from bp.bench.products import ConvLayer, LayerProduct, LinearLayer, products_of
 from bp.bench.units import TIMES
 from bp.cli import BAD_INPUT, INTERRUPTED, main, tune
-from bp.cuda import choice, tuning
+from bp.cuda import choice, product, tuning
 from bp.cuda.choice import Choice, Rung
 from bp.cuda.device import device_of
 from bp.errors import ShapeError
@@ -33,7 +33,7 @@ class Told(OursOnDevice):
 
     def seconds(self, run, runs, cold):
         assert cold or self.graphs
-        asked = choice._forcing.get("linear") or choice._forcing["conv"]
+        asked = str(choice._forcing.get("linear") or choice._forcing["conv"])
         run()
         self.ran.append(asked)
         told = self.times.get(asked, MILLISECOND)
@@ -92,7 +92,8 @@ def planted(monkeypatch):
     """planted("broken", compute) puts a rung of that name on top of the ladder, which no rule takes."""
 
     def plant(name, compute, **rung):
-        with_one = (Rung(name, lambda problem: False, **rung), *choice.RUNGS["linear"])
+        others = [one for one in choice.RUNGS["linear"] if one.name != "cublas"]
+        with_one = (Rung(name, lambda problem: False, **rung), *others)
         monkeypatch.setitem(choice.RUNGS, "linear", with_one)
         monkeypatch.setitem(cuda_linear.RUNGS, name, compute)
         choice.forget()
@@ -154,6 +155,14 @@ def refusing(product, variant):
     raise ShapeError("expected other\nsizes")
 
 
+def failing(product, variant):
+    raise RuntimeError("CUDA_ERROR_LAUNCH_FAILED: unspecified\nlaunch failure")  # as CuPy's errors are
+
+
+def too_large(product, variant):
+    raise MemoryError
+
+
 @pytest.mark.parametrize("way", ["nt", "nn", "tn"])
 @pytest.mark.parametrize(
     ("compute", "status", "reason"),
@@ -162,6 +171,8 @@ def refusing(product, variant):
         (lazy, "wrong", "elements differ where sums are exact"),
         (rounded, "wrong", "times the error that rounding allows"),
         (refusing, "failed", "expected other sizes"),
+        (failing, "failed", "CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure"),
+        (too_large, "failed", "MemoryError"),
     ],
 )
 def test_what_is_wrong_is_not_timed_and_cannot_win(planted, compute, status, reason, way):
@@ -170,6 +181,63 @@ def test_what_is_wrong_is_not_timed_and_cannot_win(planted, compute, status, rea
     broken = found.of(Choice("broken"))
     assert (broken.status, broken.times) == (status, None) and reason in broken.reason
     assert found.winner is None and found.tried[-1] is broken
+
+
+@pytest.mark.parametrize("when", ["by itself", "in a graph", "in a turn"])
+def test_what_fails_while_it_is_timed_has_failed(planted, when):
+    planted("broken", cuda_linear.RUNGS["tiled"])
+
+    def fails(ran):
+        if when == "by itself" or ran > 4:
+            raise RuntimeError("CUDA_ERROR_LAUNCH_FAILED")
+        return MILLISECOND
+
+    class Clock(Told):
+        def graph(self, works):
+            if "broken" in str(choice._forcing):
+                raise RuntimeError("CUDA_ERROR_LAUNCH_FAILED")
+            return super().graph(works)
+
+    clock = Clock({"naive": 1e-6, "broken": 2e-6} if when == "in a graph" else {"broken": fails})
+    found = trial.try_all(LayerProduct(LAYER, "nt", "fp32"), clock, turns=5)
+    broken = found.of(Choice("broken"))
+    assert (broken.status, broken.reason, broken.times) == ("failed", "CUDA_ERROR_LAUNCH_FAILED", None)
+    assert all(one.times is not None for one in found.tried if one is not broken)
+
+
+def test_a_device_that_does_nothing_more_ends_it_in_one_line(planted, monkeypatch, here, clock, capsys):
+    planted("broken", failing)
+
+    def refuse():
+        raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    monkeypatch.setattr(clock(), "synchronize", refuse)
+    code, out, err = run(capsys, *ONE)
+    assert code == BAD_INPUT and "0 of 3 were tried" in out
+    assert err == (
+        "bp: error: the device does nothing more for this process: CUDA_ERROR_LAUNCH_FAILED: unspecified launch "
+        "failure\n"
+    )
+
+
+def test_without_a_reference_a_product_is_not_tried_and_its_entry_stays(here, clock, capsys, monkeypatch):
+    clock(FAST)
+    run(capsys, *ONE)
+    before = tuning.read(here)
+    naive = cuda_linear.RUNGS["naive"]
+
+    def refuse(product, variant):
+        if product.way == "nn":
+            raise ShapeError("expected a grid of at most 1 blocks")
+        naive(product, variant)
+
+    clock()
+    monkeypatch.setitem(cuda_linear.RUNGS, "naive", refuse)
+    code, out, _ = run(capsys, *ONE)
+    assert code == 0 and "  not tried: expected a grid of at most 1 blocks\n" in out and "2 of 3 were tried" in out
+    assert [(key, before.entries[key]) for key in before.entries if key.way == "nn"] == [
+        *tuning.read(here).entries.items()
+    ]
 
 
 def test_where_the_built_in_choice_is_wrong_a_right_one_takes_its_place(monkeypatch):
@@ -218,7 +286,7 @@ def trial_problem():
 
 def test_a_library_wins_only_where_that_is_asked_for(planted, monkeypatch):
     planted("library", cuda_linear.RUNGS["tiled"], library=True)
-    monkeypatch.setattr(trial, "_is_there", lambda wanted, problem, device: wanted.rung != "cublas")
+    monkeypatch.setattr(product, "WITH_LIBRARIES", ("emulator",))
     times = {"library": 0.1 * MILLISECOND}
     without = try_one(times=times)
     assert without.tried[0].choice == Choice("library") and without.winner is None
@@ -229,7 +297,7 @@ def test_a_library_wins_only_where_that_is_asked_for(planted, monkeypatch):
 def test_short_products_are_timed_by_graphs_of_many_launches(planted, monkeypatch):
     planted("library", cuda_linear.RUNGS["tiled"], library=True)
     planted("slow", cuda_linear.RUNGS["tiled"])
-    monkeypatch.setattr(trial, "_is_there", lambda wanted, problem, device: wanted.rung != "cublas")
+    monkeypatch.setattr(product, "WITH_LIBRARIES", ("emulator",))
     clock = Told({"naive": 4e-6, "tiled": 64e-6, "library": 5e-6, "slow": 10 * MILLISECOND})
     found = trial.try_all(LayerProduct(LAYER, "nt", "fp32"), clock, turns=5)
     naive, library = found.of(Choice("naive")), found.of(Choice("library"))
@@ -376,6 +444,38 @@ def test_a_table_of_other_kernels_is_begun_anew(here, clock, capsys):
     here.write_text(json.dumps(document | {"kernels": "older"}))
     _, out, _ = run(capsys, "linear", "40", "50", "60", "fp32")
     assert "was measured with other kernels than these" in out and len(tuning.read(here).entries) == 3
+
+
+def test_a_table_of_another_gpu_is_begun_anew(here, clock, capsys):
+    clock(FAST)
+    run(capsys, *ONE)
+    document = json.loads(here.read_text())
+    here.write_text(json.dumps(document | {"gpu": "NVIDIA H100 PCIe"}))
+    _, out, _ = run(capsys, "linear", "40", "50", "60", "fp32")
+    assert f"{here} was measured on NVIDIA H100 PCIe, and this is emulator, compute capability" in out
+    table = tuning.read(here)
+    assert len(table.entries) == 3 and table.gpu == document["gpu"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}'])
+def test_a_damaged_file_of_the_cache_is_begun_anew(here, clock, capsys, monkeypatch, tmp_path, text):
+    monkeypatch.delenv("BP_TUNING")
+    monkeypatch.setenv("BP_CACHE_DIR", str(tmp_path))
+    choice.forget()
+    here.parent.mkdir()
+    here.write_text(text)
+    clock(FAST)
+    code, out, _ = run(capsys, *ONE)
+    assert code == 0 and re.search(f"{here}: expected a tuned table.*: it is begun anew", out)
+    assert len(tuning.read(here).entries) == 3
+
+
+def test_a_file_that_was_named_and_is_no_table_is_left_alone(here, clock, capsys):
+    here.parent.mkdir()
+    here.write_text("notes of mine")
+    clock(FAST)
+    code, _, err = run(capsys, *ONE)
+    assert code == BAD_INPUT and "expected a tuned table" in err and here.read_text() == "notes of mine"
 
 
 def test_what_was_measured_before_an_interrupt_is_kept(here, clock, capsys, monkeypatch):

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bp.bench.results import About
+from bp.cuda.driver import find_driver
 
 _GPU = {"GPU": "name", "GPU driver": "driver_version", "GPU memory": "memory.total", "GPU power limit": "power.limit"}
 
@@ -75,9 +76,11 @@ def clocks() -> dict[str, float]:
 
 def _ask_gpu(questions: dict[str, str]) -> dict[str, str]:
     """nvidia-smi's answers about the first GPU that CUDA programs see."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
+    gpus = find_driver().gpus
+    if not gpus:
+        return {}
     asked = f"--query-gpu={','.join(questions.values())}"
-    text = _output("nvidia-smi", asked, "--format=csv,noheader", f"--id={first}")
+    text = _output("nvidia-smi", asked, "--format=csv,noheader", f"--id={gpus[0].bus}")
     answers = text.split(", ")
     return dict(zip(questions, answers, strict=True)) if len(answers) == len(questions) else {}
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,10 @@ TURNS, SECONDS = 21, 2.0
 FALSE_ALARMS = 0.02
 
 LONGEST_REASON = 160  # characters
+
+# What a product may fail by: bp refuses it, or CuPy does, the driver, or cuBLAS; there is no memory.
+FAILURES = (BPError, RuntimeError, MemoryError)
+
 _LARGEST_SUM = 256.0  # up to which bfloat16 has every integer
 _DEVIATIONS = 8.0  # that the sums of random terms stay within
 
@@ -72,6 +77,10 @@ class Trial:
         return next(tried for tried in self.tried if tried.choice == wanted)
 
 
+class NotTried(BPError):
+    """Nothing can be said of a product: the naive rung cannot compute it, or its arrays have no room."""
+
+
 def try_all(
     product: LayerProduct,
     library: OursOnDevice,
@@ -86,23 +95,42 @@ def try_all(
 
     timed: whether its clock says anything. libraries: whether the vendor's may win too; they are timed all the same.
     turns, seconds: of each choice, and of all of them together once each has had some.
+    Raises NotTried, and another BPError where the device does nothing more for this process.
     """
     device = library.own
-    with library.running(product.precision):
+    with library.running(product.precision), _Attempt(library) as attempt:
         problem = product.layer.task(product.way, device, product.precision).problem
         built_in = choice.by_rule(problem, device.capability)
-        found = [one for one in choice.candidates(problem, device.capability) if _is_there(one, problem, device.name)]
         bench = _Bench(product, problem, library, seed)
-        tried = bench.checked(found)
+        tried = bench.checked(choice.candidates(problem, device.capability))
         if timed:
             tried = bench.timed(tried, turns, seconds)
+    if attempt.reason:
+        raise NotTried(attempt.reason)
     tried.sort(key=lambda one: math.inf if one.times is None else one.times.median)
     trial = Trial(product, problem, built_in, tried)
     return replace(trial, winner=_winner(trial, libraries))
 
 
-def _is_there(wanted: Choice, problem: Problem, device: str) -> bool:
-    return device == "cuda" or not choice.find(problem.family, wanted.rung).library
+class _Broken(BPError):
+    """The device does nothing more for this process, as after a wrong access to its memory."""
+
+
+class _Attempt(AbstractContextManager["_Attempt"]):
+    """What fails within the block is kept in words, and others go on without it."""
+
+    def __init__(self, library: OursOnDevice) -> None:
+        self.library, self.reason = library, ""
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if not isinstance(error, FAILURES) or isinstance(error, _Broken):
+            return False
+        self.reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+        try:
+            self.library.synchronize()
+        except FAILURES as broken:
+            raise _Broken(f"the device does nothing more for this process: {self.reason}") from broken
+        return True
 
 
 def _winner(trial: Trial, libraries: bool) -> Tried | None:
@@ -134,26 +162,20 @@ class _Bench:
 
     def checked(self, choices: Sequence[Choice]) -> list[Tried]:
         """Each of these choices, right or not, by exact numbers and by random ones."""
-        verdicts = dict.fromkeys(choices, "")
-        failed: dict[Choice, str] = {}
+        tried = {one: Tried(one, "right") for one in choices}
         for exact in (True, False):
             arrays = self._drawn(exact)
             expected = self._host(self._run(REFERENCE[self.problem.family], arrays), exact)
             for one in choices:
-                if verdicts[one] or one in failed:
+                if tried[one].status != "right":
                     continue
-                try:
+                with _Attempt(self.library) as attempt:
                     actual = self._host(self._run_twice(one, arrays), exact)
-                except BPError as error:
-                    failed[one] = " ".join(str(error).split())[:LONGEST_REASON]
-                    continue
-                verdicts[one] = self._difference(actual, expected, exact)
-        return [
-            Tried(one, "failed", failed[one])
-            if one in failed
-            else Tried(one, "wrong" if verdicts[one] else "right", verdicts[one])
-            for one in choices
-        ]
+                if attempt.reason:
+                    tried[one] = Tried(one, "failed", attempt.reason)
+                elif difference := self._difference(actual, expected, exact):
+                    tried[one] = Tried(one, "wrong", difference)
+        return list(tried.values())
 
     def _drawn(self, exact: bool) -> dict[str, Array]:
         """The arrays of the product on the device."""
@@ -209,24 +231,26 @@ class _Bench:
 
     def timed(self, tried: Sequence[Tried], turns: int, seconds: float) -> list[Tried]:
         """Those that are right, one run of each in turn, so that a clock that changes meets all."""
-        clocks, untimed = self._clocks([one.choice for one in tried if one.status == "right"])
+        after = {one.choice: one for one in tried}
+        clocks = self._clocks(after)
         taken: dict[Choice, list[float]] = {one: [] for one in clocks}
         begun = time.monotonic()
         for turn in range(turns):
             for one in _from(turn, list(clocks)):
-                with choice.only(self.problem.family, one):
+                with _Attempt(self.library) as attempt, choice.only(self.problem.family, one):
                     taken[one].append(clocks[one]())
+                if attempt.reason:
+                    after[one] = Tried(one, "failed", attempt.reason)
+                    del clocks[one]
             if time.monotonic() - begun > seconds and turn + 1 >= FEWEST_TURNS:
                 break
         return [
-            replace(one, times=summary(taken[one.choice]))
-            if one.choice in taken
-            else replace(one, reason=untimed.get(one.choice, one.reason))
-            for one in tried
+            replace(one, times=summary(taken[one.choice])) if one.choice in clocks else one for one in after.values()
         ]
 
-    def _clocks(self, choices: Sequence[Choice]) -> tuple[dict[Choice, Callable[[], float]], dict[Choice, str]]:
-        """(what times one run of each choice, why others are not timed), after a first run of each.
+    def _clocks(self, tried: dict[Choice, Tried]) -> dict[Choice, Callable[[], float]]:
+        """What times one run of each choice that is right, after a first run of each. Of the others `tried` says why
+        they are not timed.
 
         Where the fastest is so short that launches and events would be what is timed, it and others as short run as
         graphs of many, as in `bp bench`.
@@ -237,20 +261,26 @@ class _Bench:
             return self.library.seconds(run, 1, cold=True)
 
         first: dict[Choice, float] = {}
-        for one in choices:
-            with choice.only(self.problem.family, one):
+        for one in [one for one, found in tried.items() if found.status == "right"]:
+            with _Attempt(self.library) as attempt, choice.only(self.problem.family, one):
                 first[one] = by_itself()
-        clocks: dict[Choice, Callable[[], float]] = dict.fromkeys(choices, by_itself)
-        untimed: dict[Choice, str] = {}
-        if min(first.values(), default=SHORT) < SHORT:
-            works = self._several()
-            for one in [one for one in choices if first[one] < BESIDE * SHORT]:
-                if choice.find(self.problem.family, one.rung).library:
-                    untimed[one] = "CuPy cannot record it in a graph, and one run alone is too short to time"
-                    del clocks[one]
-                else:
-                    clocks[one] = self._graph(one, works)
-        return clocks, untimed
+            if attempt.reason:
+                tried[one] = Tried(one, "failed", attempt.reason)
+        clocks: dict[Choice, Callable[[], float]] = dict.fromkeys(first, by_itself)
+        if min(first.values(), default=SHORT) >= SHORT:
+            return clocks
+        works = self._several()
+        for one in [one for one in first if first[one] < BESIDE * SHORT]:
+            del clocks[one]
+            if choice.find(self.problem.family, one.rung).library:
+                reason = "CuPy cannot record it in a graph, and one run alone is too short to time"
+                tried[one] = replace(tried[one], reason=reason)
+                continue
+            with _Attempt(self.library) as attempt:
+                clocks[one] = self._graph(one, works)
+            if attempt.reason:
+                tried[one] = Tried(one, "failed", attempt.reason)
+        return clocks
 
     def _several(self) -> list[Work]:
         """The same work on so many sets of arrays that a cache has forgotten the first when it is its turn again."""

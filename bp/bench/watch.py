@@ -1,7 +1,6 @@
 """Watches a GPU while something runs on it: clocks, power, temperature, and what it holds its clocks back for."""
 
 import ctypes
-import os
 import re
 import shutil
 import subprocess
@@ -11,6 +10,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
+
+from bp.cuda.driver import find_driver
 
 INTERVAL = 0.02  # seconds between two samples: NVML answers in far less, nvidia-smi in more
 LIBRARY = "libnvidia-ml.so.1"  # which comes with the driver
@@ -48,10 +49,8 @@ Gauge = Callable[[], Sample | None]
 
 def open_gauge(device: str) -> Gauge | None:
     """What samples the first GPU that CUDA programs see; None on another device, or where nothing tells."""
-    if device != "cuda":
-        return None
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
-    return _open_nvml(first) or _open_smi(first)
+    gpus = find_driver().gpus if device == "cuda" else ()
+    return (_open_nvml(gpus[0].bus) or _open_smi(gpus[0].bus)) if gpus else None
 
 
 class Watch(AbstractContextManager["Watch"]):
@@ -126,8 +125,8 @@ def _reasons(bits: int) -> tuple[str, ...]:
 # NVML, which comes with the driver ----------------------------------------------------------------------------
 
 
-def _open_nvml(first: str) -> Gauge | None:
-    """first: the number of a GPU, or its UUID."""
+def _open_nvml(bus: str) -> Gauge | None:
+    """bus: the place of a GPU on the PCI bus. NVML's numbers are not CUDA's, nor those of CUDA_VISIBLE_DEVICES."""
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError:
@@ -135,11 +134,7 @@ def _open_nvml(first: str) -> Gauge | None:
     handle = ctypes.c_void_p()
     if library.nvmlInit_v2() != _SUCCESS:
         return None
-    if first.isdigit():
-        status = library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(int(first)), ctypes.byref(handle))
-    else:
-        status = library.nvmlDeviceGetHandleByUUID(first.encode(), ctypes.byref(handle))
-    if status != _SUCCESS:
+    if library.nvmlDeviceGetHandleByPciBusId_v2(bus.encode(), ctypes.byref(handle)) != _SUCCESS:
         return None
     # Drivers before 535 have it under its older name.
     reasons = next(
@@ -171,13 +166,13 @@ def _open_nvml(first: str) -> Gauge | None:
 _FIELDS = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
 
 
-def _open_smi(first: str) -> Gauge | None:
+def _open_smi(bus: str) -> Gauge | None:
     if shutil.which("nvidia-smi") is None:
         return None
     # Under its older name where the newer one is not known.
     for reasons in ("clocks_event_reasons.active", "clocks_throttle_reasons.active"):
         command = ["nvidia-smi", f"--query-gpu={','.join([*_FIELDS, reasons])}", "--format=csv,noheader,nounits"]
-        command.append(f"--id={first}")
+        command.append(f"--id={bus}")
         if _ask_smi(command) is not None:
             return lambda command=command: _ask_smi(command)  # type: ignore[misc]  # a default holds what a loop changes
     return None

@@ -4,10 +4,13 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import bp
-from bp.errors import BPError, ConfigurationError
+from bp.errors import BPError, ConfigurationError, Notice
 
 # Command -> (module, what it does, in a line).
 COMMANDS = {
@@ -34,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        _run(argv)
+        with _notices():
+            _run(argv)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader of a pipe has left, as in `bp recipes | head -1`; nothing more can be said to it.
@@ -47,6 +51,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("bp: interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+@contextmanager
+def _notices() -> Iterator[None]:
+    """Within this block bp's notices are lines on stderr, without the place in the code; other warnings are as ever."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def line(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, Notice):
+                print(f"bp: note: {message}", file=sys.stderr)
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = line
+        warnings.simplefilter("default", Notice)
+        yield
 
 
 def _run(argv: list[str]) -> None:

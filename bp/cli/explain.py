@@ -15,12 +15,13 @@ from bp.cli.layers import CONV, LINEAR, add_layer_options, read_layer
 from bp.cli.warmup import planning_for
 from bp.cuda import choice, conv, gpu, linear, measurement, nvrtc, resources
 from bp.cuda.choice import Decision, Problem
+from bp.cuda.epilogue import ADDING
 from bp.cuda.ledger import Launch
 from bp.cuda.plan import device as plan
 from bp.cuda.product import Product
 from bp.errors import ConfigurationError
 from bp.ops.array import known_dtype
-from bp.ops.device import PRECISIONS, resolve_precision
+from bp.ops.device import PRECISIONS
 
 USAGE = f"bp kernels explain {LINEAR} DTYPE [--way WAY] [--arch LIST] [--alignment BYTES] [--limits FILE]\n"
 USAGE += f"       bp kernels explain {CONV} DTYPE [--stride S] [--padding P] [--dilation D] [--groups G] ..."
@@ -31,7 +32,6 @@ of H x W x C, OUT outputs, a KERNEL of 3 or 3x5; forward, backward_input, backwa
 or bf16."""
 
 WIDTH = 100
-ADDING = "add_parts"  # the kernel that adds the parts of a cut depth
 INDENT = 2
 LABEL = 13  # characters of a label, with the space behind it
 WITHOUT_GPU = "sm_80,sm_90a"
@@ -40,14 +40,14 @@ WITHOUT_GPU = "sm_80,sm_90a"
 @dataclass(frozen=True)
 class Machine:
     """A GPU to explain for. name: of it, found: whether it is the one of this machine; limits: what it can do at most,
-    measured: whether that was measured."""
+    measured: on which GPU that was measured, "" where it stands in a data sheet."""
 
     architecture: str
     name: str
     found: bool
     multiprocessors: int
     limits: Limits
-    measured: bool
+    measured: str
 
     @property
     def capability(self) -> int:
@@ -77,10 +77,12 @@ def main(argv: Sequence[str]) -> None:
     layer, precision = read_layer(arguments.layer, arguments)
     ways = _ways(layer, arguments.way)
     _expect_alignment(layer, precision, arguments.alignment)
-    for number, machine in enumerate(machines(arguments.arch, arguments.limits)):
-        print("\n" * (number > 0), end="")
-        for line in explanation(layer, ways, precision, arguments.alignment, machine):
-            print(line, flush=True)
+    # All of it before the first line, so that what is refused says nothing else.
+    found = [
+        "\n".join(explanation(layer, ways, precision, arguments.alignment, machine))
+        for machine in machines(arguments.arch, arguments.limits)
+    ]
+    print("\n\n".join(found))
 
 
 def _ways(layer: Layer, wanted: str | None) -> Sequence[str]:
@@ -102,19 +104,26 @@ def _expect_alignment(layer: Layer, precision: str, alignment: int | None) -> No
 def machines(wanted: str | None, limits_from: Path | None) -> Iterator[Machine]:
     """Those asked for, or the GPU that is here, or two common ones."""
     here = gpu.device() if gpu.problem() is None else None
-    architectures = wanted or (WITHOUT_GPU if here is None else here.architecture)
-    measured: Limits | None = None
-    if limits_from is not None:
-        from bp.bench.reading import read_json
-
-        measured = read_json(limits_from).limits
-    for architecture in dict.fromkeys(architectures.split(",")):
+    if wanted is None:
+        wanted = WITHOUT_GPU if here is None else here.architecture
+    measured, where = (None, "") if limits_from is None else _limits(limits_from)
+    for architecture in dict.fromkeys(wanted.split(",")):
         sheet = nominal(nvrtc.capability(architecture))
         limits = measured or sheet.limits
         if here is not None and here.architecture == architecture:
-            yield Machine(architecture, here.model, True, here.multiprocessors, limits, measured is not None)
+            yield Machine(architecture, here.model, True, here.multiprocessors, limits, where)
         else:
-            yield Machine(architecture, sheet.name, False, sheet.multiprocessors, limits, measured is not None)
+            yield Machine(architecture, sheet.name, False, sheet.multiprocessors, limits, where)
+
+
+def _limits(path: Path) -> tuple[Limits, str]:
+    """(those of a result file, the GPU that it names); ConfigurationError where they are no GPU's."""
+    from bp.bench.reading import read_json
+
+    results = read_json(path)
+    if results.about.device != "cuda":
+        raise ConfigurationError(f"{path}: expected the limits of device 'cuda', got those of '{results.about.device}'")
+    return results.limits, results.about.machine.get("GPU", "a GPU without a name")
 
 
 def explanation(
@@ -127,7 +136,8 @@ def explanation(
         yield ""
         yield from _wrapped(f"{way}: {layer.words(way)}")
         with planning_for(machine.capability):
-            resolve_precision(precision, plan)  # raises for one that such a GPU lacks
+            if precision not in plan.precisions:
+                raise ConfigurationError(f"--arch {machine.architecture}: {plan.refusal(precision)}")
             with plan.running(precision):
                 task = layer.task(way, plan, precision, alignment)
                 problem = task.problem  # which, being tf32 or not, depends on what runs
@@ -145,7 +155,7 @@ def _figures(machine: Machine, precision: str) -> str:
     rates += [units.bandwidth(limits.copy[-1][1])] if limits.copy else []
     count = f"{machine.multiprocessors} multiprocessors"
     if machine.measured:
-        return f"{machine.name}: {count}; measured {', '.join(rates)}"
+        return f"{machine.name}: {count}; {', '.join(rates) or 'no limits'} as measured on {machine.measured}"
     if machine.found:
         return f"the {machine.name} here: {count}; {', '.join(rates)} by the data sheet of the {sheet}"
     return f"{machine.name} by its data sheet: {', '.join([count, *rates])}"
@@ -163,9 +173,9 @@ def _rows(
         along = chosen.rung in with_sums and problem.dtype != "tf32"
         yield "bias", f"its gradient {'comes with this product' if along else 'takes a launch of its own'}"
     yield "alignment", f"{'rows' if problem.family == 'linear' else 'pixels'} at multiples of {problem.alignment} bytes"
-    main = next((launch for launch in launches if launch.variant.kernel.name != ADDING), None)
+    main = next((launch for launch in launches if launch.variant.kernel.name not in ADDING), None)
     if main is not None:
-        adding = next((launch for launch in launches if launch.variant.kernel.name == ADDING), None)
+        adding = next((launch for launch in launches if launch.variant.kernel.name in ADDING), None)
         yield "depth", _depth(problem, main, adding)
         yield from _blocks(main, machine)
         more = "" if adding is None else f"; for the parts {units.nbytes(adding.nbytes)} more"
@@ -191,7 +201,8 @@ def _depth(problem: Problem, main: Launch, adding: Launch | None) -> str:
     if adding is None:
         return f"{problem.k:,}, whole"
     count, part = _value(adding, "count"), _value(main, "part")
-    return f"{problem.k:,}, in {count:,} parts of {part:,} that {ADDING} adds in their order"
+    name = adding.variant.kernel.name
+    return f"{problem.k:,}, in {count:,} parts of {part:,} that {name} adds in a fixed order"
 
 
 def _value(launch: Launch, name: str) -> float:
@@ -234,7 +245,8 @@ def _at_best(main: Launch, precision: str, machine: Machine) -> str:
         parts.append(f"{units.seconds(main.nbytes / bandwidth)} for the bytes")
     if not parts:
         return "not known: the file has no limits"
-    return f"{', '.join(parts)}, {'as measured' if machine.measured else 'by the data sheet'}"
+    by = f"as measured on {machine.measured}" if machine.measured else "by the data sheet"
+    return f"{', '.join(parts)}, {by}"
 
 
 def _wrapped(text: str, label: str | None = None) -> list[str]:

@@ -66,10 +66,20 @@ def _list(argv: Sequence[str]) -> None:
         choices = source.axes | ({"variant": tuple(source.variants)} if any(source.variants) else {})
         variants = "; ".join(f"{axis} = {', '.join(values)}" for axis, values in choices.items())
         for kernel in source.kernels.values():
-            rows.append((kernel.name, source.path.name, f"sm_{source.least}", kernel.flops, kernel.bytes, variants))
+            rows.append((kernel.name, source.path.name, _since(source), kernel.flops, kernel.bytes, variants))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         _print_row(row, widths)
+
+
+def _since(source: Source) -> str:
+    """The least architecture of its kernels, and of which types another; or the only one."""
+    if source.only is not None:
+        return f"sm_{source.only} only"
+    later: dict[int, list[str]] = {}
+    for value, least in source.least_of.items():
+        later.setdefault(least, []).append(value)
+    return ", ".join([f"sm_{source.least}", *(f"{' and '.join(of)} sm_{least}" for least, of in later.items())])
 
 
 def _print_row(row: Sequence[str], widths: Sequence[int]) -> None:

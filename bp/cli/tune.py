@@ -11,7 +11,7 @@ from typing import Any
 from bp.bench import units
 from bp.bench.libraries.ours import OursOnDevice
 from bp.bench.products import LayerProduct, products_of
-from bp.bench.trial import Trial, Tried, try_all
+from bp.bench.trial import NotTried, Trial, Tried, try_all
 from bp.cli.arguments import DEFAULT_RECIPE, Parser
 from bp.cli.layers import CONV, LINEAR, add_layer_options, read_layer
 from bp.cli.session import make_session
@@ -124,16 +124,23 @@ def _tune(classes: Mapping[Problem, LayerProduct], clock: OursOnDevice, timed: b
     path = tuning.place(capability) if timed else None
     table = None if path is None else _kept(path, capability, _name(clock.own))
     begun, bad, count = time.monotonic(), 0, len(classes)
-    tried = 0
+    reached = tried = 0
     try:
         for key, product in classes.items():
             if arguments.seconds is not None and time.monotonic() - begun > arguments.seconds:
-                print(f"\n{count - tried} of {count} were not begun: no time was left")
+                print(f"\n{count - reached} of {count} were not begun: no time was left")
                 break
-            trial = try_all(product, clock, timed=timed, libraries=arguments.cublas)
+            reached, trial = reached + 1, None
+            try:
+                trial = try_all(product, clock, timed=timed, libraries=arguments.cublas)
+                found = list(lines(trial))
+            except NotTried as problem:
+                found = [f"  not tried: {problem}"]
             clock.release()
+            print("\n".join(["", f"{reached}/{count} {product}", *found]), flush=True)
+            if trial is None:
+                continue
             tried += 1
-            print("\n".join(["", f"{tried}/{count} {product}", *lines(trial)]), flush=True)
             bad += sum(one.status != "right" for one in trial.tried)
             if path is not None and table is not None:
                 table = _with(table, key, trial)
@@ -151,14 +158,24 @@ def _tune(classes: Mapping[Problem, LayerProduct], clock: OursOnDevice, timed: b
 
 
 def _kept(path: Path, capability: int, gpu: str) -> Table:
-    """The table that is there, or a new one in the place of what is of no use."""
+    """The table that is there, or a new one in the place of what is of no use. A file that BP_TUNING names and that is
+    no table may be something else: ConfigurationError."""
     fresh = Table(capability, gpu, tuning.version())
     if not path.exists():
         return fresh
-    there = tuning.read(path)
-    if (there.capability, there.version) == (capability, fresh.version):
+    try:
+        there = tuning.read(path)
+    except ConfigurationError as error:
+        if tuning.named():
+            raise
+        print(f"{error}: it is begun anew")
+        return fresh
+    if (there.capability, there.version) != (capability, fresh.version):
+        print(f"{path} was measured with other kernels than these, or for another architecture: it is begun anew")
+    elif there.gpu != gpu:
+        print(f"{path} was measured on {there.gpu}, and this is {gpu}: it is begun anew")
+    else:
         return there
-    print(f"{path} was measured with other kernels than these, or for another GPU: it is begun anew")
     return fresh
 
 

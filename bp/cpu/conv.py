@@ -50,12 +50,14 @@ def conv2d_activation(
     weight: np.ndarray,
     bias: np.ndarray | None,
     activation: str,
+    keep: bool,
     stride: Pair,
     padding: Padding,
     dilation: Pair,
     groups: int,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    return activate(conv2d(x, weight, bias, stride, padding, dilation, groups), activation)
+    y, kept = activate(conv2d(x, weight, bias, stride, padding, dilation, groups), activation)
+    return y, kept if keep else None
 
 
 def conv2d_statistics(
@@ -66,9 +68,10 @@ def conv2d_statistics(
     padding: Padding,
     dilation: Pair,
     groups: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, None, np.ndarray]:
     y = conv2d(x, weight, bias, stride, padding, dilation, groups)
-    return y, *channel_statistics(y)
+    mean, variance = channel_statistics(y)
+    return y, mean, None, variance
 
 
 def conv2d_backward_input(

@@ -25,6 +25,7 @@ def linear_activation(
     weight: np.ndarray,
     bias: np.ndarray | None,
     activation: str,
+    keep: bool,
     mask: Mask | None,
     residual: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -36,7 +37,7 @@ def linear_activation(
     if mask is not None:
         y = dropout(y, mask.control, mask.call_site, mask.first_element, mask.rate)
         kept = y if activation == "relu" else kept
-    return y if residual is None else np.add(y, residual, out=y), kept
+    return y if residual is None else np.add(y, residual, out=y), kept if keep else None
 
 
 def linear_activation_backward(
@@ -44,7 +45,7 @@ def linear_activation_backward(
 ) -> np.ndarray:
     if mask is None:
         return activate_backward(dy, kept, activation)
-    if activation == "relu":  # zeros in `kept` are the mask
+    if mask.in_kept:
         return _scaled(activate_backward(dy, kept, activation), mask.scale)
     dy = dropout_backward(dy, mask.control, mask.call_site, mask.first_element, mask.rate)
     return activate_backward(dy, kept, activation)

@@ -193,6 +193,7 @@ def batch_norm(
 def batch_norm_of(
     x: np.ndarray,
     mean: np.ndarray,
+    rest: np.ndarray | None,
     variance: np.ndarray,
     gamma: np.ndarray | None,
     beta: np.ndarray | None,
@@ -201,6 +202,8 @@ def batch_norm_of(
     momentum: float,
     eps: float,
 ) -> tuple[np.ndarray, np.ndarray]:
+    if rest is not None:
+        mean = mean.astype(np.float64) + rest
     _follow(running_mean, running_var, mean, variance, math.prod(x.shape[:-1]), momentum)
     return _normalise_channels(x, mean, variance, gamma, beta, eps)
 

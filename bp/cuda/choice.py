@@ -13,7 +13,9 @@ same, and so do two GPUs of one architecture. In this order it is
 """
 
 import functools
+import itertools
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,16 +24,20 @@ from typing import Literal
 from bp.cuda import mma_tiles, simt_tiles, wgmma_tiles
 from bp.errors import ConfigurationError
 
+# By family, as kernels and tables call its products.
+WAYS = {"linear": ("nt", "nn", "tn"), "conv": ("forward", "backward_input", "backward_parameters")}
+
 
 @dataclass(frozen=True)
 class Problem:
     """`batch` products C (m, n) = A B of depth k, as a choice sees them; of a convolution, those of one group.
 
-    family: "linear" or "conv". way: "nt", "nn", "tn"; of a convolution "forward", "backward_input",
-    "backward_parameters". dtype: of the factors, "tf32" for float32 ones that are rounded to it. alignment: 16, 4 or
+    family, way: of WAYS. dtype: of the factors, "tf32" for float32 ones that are rounded to it. alignment: 16, 4 or
     the bytes of an element, what every row of the factors begins at a multiple of; of a convolution, the channels of
     every pixel. groups: of a convolution; depthwise: whether each of its output channels sees one input channel;
-    im2col: whether the copy engine of sm_90 can bring its patches.
+    im2col: whether the copy engine of sm_90 can bring its patches; counted: whether 32 bits count its pixels and
+    weights, and 16 the taps along an axis (`bp.cuda.convolution.Sizes.counted`). library: whether the vendor's
+    libraries compute on its device.
     """
 
     family: str
@@ -45,6 +51,8 @@ class Problem:
     groups: int = 1
     depthwise: bool = False
     im2col: bool = False
+    counted: bool = True
+    library: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,20 +80,20 @@ class Rung:
 
     fits: for which problems it is the best of what this table offers; because: that rule in words, "" where it holds
     for whatever the rung can compute. variant: its tile for a problem; tiles: all that can compute it (None: that one).
-    dtypes: of the factors. least: the compute capability that it needs, as 80 for 8.0; least_of: by dtype, where that
-    needs more; only: the one that it exists on.
+    dtypes: of the factors. least_of: by dtype, the compute capability that it needs, as 80 for 8.0, where that is more
+    than all kernels need; only: the one that it exists on.
     alignment: that it needs. verified: False as long as its instructions have run on models of them alone, those of the
     emulator: then no rule takes it, only who forces it, or a table that was measured on a GPU. library: whether it is
     one of the vendor's, which the device "cuda" alone has: no rule takes it either. coarse: whether it rounds factors
     further than their dtype does: only who forces it gets it. depthwise: whether it is for
     convolutions of that kind alone. im2col: whether the copy engine brings it the patches of a convolution.
+    lacks: what else keeps it from computing a problem, in words; "" where nothing does.
     """
 
     name: str
     fits: Callable[[Problem], bool]
     variant: Callable[[Problem], str] = lambda problem: ""
     dtypes: tuple[str, ...] = ("float32", "tf32", "float16", "bfloat16")
-    least: int = 75
     least_of: Mapping[str, int] = field(default_factory=dict)
     only: int | None = None
     alignment: int = 1
@@ -96,6 +104,7 @@ class Rung:
     coarse: bool = False
     depthwise: bool = False
     im2col: bool = False
+    lacks: Callable[[Problem], str] = lambda problem: ""
 
     def computes(self, problem: Problem, capability: int) -> bool:
         """Whether it can compute a problem at all on GPUs of that compute capability."""
@@ -103,13 +112,15 @@ class Rung:
 
     def refusal(self, problem: Problem, capability: int) -> str:
         """Why it cannot compute a problem on GPUs of that compute capability; "" where it can."""
+        if self.library and not problem.library:
+            return "a library of device 'cuda' alone"
         if problem.dtype not in self.dtypes:
             *others, last = (SHORT[dtype] for dtype in self.dtypes)
             return f"{', '.join(others)}{' and ' * bool(others)}{last} only"
         if self.only is not None and capability != self.only:
             return f"exists for compute capability {self.only / 10} alone"
-        least = max(self.least, self.least_of.get(problem.dtype, 0))
-        if self.only is None and capability < least:
+        least = self.least_of.get(problem.dtype, 0)
+        if capability < least:
             return f"needs compute capability {least / 10}"
         if self.depthwise and not problem.depthwise:
             return "computes convolutions of one input channel for each output alone"
@@ -121,7 +132,7 @@ class Rung:
                 "needs patches that im2col maps describe: groups of whole 64 channels, strides up to 8, windows that "
                 "begin within 128 pixels of an image and have taps at most 255 apart"
             )
-        return ""
+        return self.lacks(problem)
 
     def variants(self, problem: Problem) -> tuple[str, ...]:
         """The tiles that can compute a problem which this rung computes."""
@@ -136,9 +147,23 @@ def _never(problem: Problem) -> bool:
     return False
 
 
+def _library_lacks(problem: Problem) -> str:
+    """cuBLAS takes sizes as int."""
+    largest = max(problem.m, problem.n, problem.k, problem.batch)
+    return "" if largest < 2**31 else f"takes sizes up to 2^31 - 1, here {largest}"
+
+
 def _wgmma_tile(problem: Problem) -> str:
-    p = problem
-    return wgmma_tiles.tile(p.m, p.n, p.k, p.batch * p.groups, p.way in ("tn", "backward_parameters"))
+    p, floats = problem, problem.dtype == "tf32"
+    wide = floats or p.way in ("tn", "backward_parameters")
+    return wgmma_tiles.tile(p.m, p.n, p.k, p.batch * p.groups, wide, 4 if floats else 2)
+
+
+def _wgmma_lacks(problem: Problem) -> str:
+    """wgmma transposes no factor of 32 bits."""
+    if problem.dtype == "tf32" and problem.way != "nt":
+        return "reads floats with the depth along their rows alone: nt in tf32"
+    return ""
 
 
 def _mma_tile(problem: Problem) -> str:
@@ -164,6 +189,12 @@ def _simt_fits(problem: Problem) -> bool:
     return simt_tiles.gains(problem.m, problem.n, tile) and 2 * blocks * parts >= _ENOUGH_BLOCKS
 
 
+def _mma_lacks(problem: Problem) -> str:
+    if not problem.counted:
+        return "needs kernels of at most 16 taps along an axis, and less than 2^30 pixels and 2^31 weights of a group"
+    return ""
+
+
 _MMA = Rung(
     "mma",
     _always,
@@ -173,6 +204,7 @@ _MMA = Rung(
     alignment=4,
     because="tensor cores take such factors",
     tiles=lambda problem: mma_tiles.possible(problem.alignment),
+    lacks=_mma_lacks,
 )
 _SIMT = Rung(
     "simt",
@@ -186,18 +218,19 @@ _SIMT = Rung(
 
 RUNGS: dict[str, tuple[Rung, ...]] = {
     "linear": (
-        Rung("cublas", _never, library=True),
+        Rung("cublas", _never, library=True, lacks=_library_lacks),
         # An outer product, or nearly: each element of C is a few operations, and a tile saves none of the reads.
         Rung("naive", lambda problem: problem.k <= 4, because="the depth is 4 at most"),
         Rung(
             "wgmma",
             _always,
             _wgmma_tile,
-            dtypes=("float16", "bfloat16"),
+            dtypes=("tf32", "float16", "bfloat16"),
             only=90,
             alignment=16,
             tiles=lambda problem: tuple(wgmma_tiles.TILES),
             verified=False,
+            lacks=_wgmma_lacks,
         ),
         Rung("fp8", _never, lambda problem: "128x128", dtypes=("float16", "bfloat16"), only=90, coarse=True),
         _MMA,
@@ -247,7 +280,8 @@ class Decision:
 def choose(problem: Problem, capability: int) -> Choice:
     """The rung of a problem on GPUs of a compute capability, and its tile.
 
-    Raises ConfigurationError where the environment forces a rung that there is not, or that cannot compute this.
+    Raises ConfigurationError where the environment forces a rung or tile that there is not, or that cannot compute
+    this.
     """
     return _forced(problem, capability) or _tuned(problem, capability) or by_rule(problem, capability)
 
@@ -306,70 +340,105 @@ def find(family: str, name: str) -> Rung:
     return next(rung for rung in RUNGS[family] if rung.name == name)
 
 
+@functools.cache
 def in_use(capability: int) -> str:
-    """In words, by what choices are made on GPUs of a compute capability: the same where all are the same."""
+    """In words, by what choices are made on GPUs of a compute capability: the same object where all are the same.
+
+    Raises ConfigurationError where the environment asks for a rung, a tile or a table that there is not.
+    """
     from bp.cuda import tuning
 
     table = tuning.in_use(capability)
     said = [f"{family}={asked}" for family in RUNGS if (asked := _asked(family))]
-    return ", ".join([*said, "built-in rules" if table is None else f"tuned table {table.hash}"])
+    return sys.intern(", ".join([*said, "built-in rules" if table is None else f"tuned table {table.hash}"]))
 
 
 def forget() -> None:
     """Read the environment and the tables anew at the next choice."""
     from bp.cuda import tuning
 
-    choose.cache_clear()
+    _environment.cache_clear()
     tuning.forget()
+    _forget_chosen()
+
+
+def _forget_chosen() -> None:
+    choose.cache_clear()
+    in_use.cache_clear()
 
 
 @contextmanager
 def only(family: str, choice: Choice) -> Iterator[None]:
     """Within this block every product of a family is computed like this, in all threads."""
     outer = _forcing.get(family)
-    _forcing[family] = str(choice)
-    choose.cache_clear()
+    _forcing[family] = choice
+    _forget_chosen()
     try:
         yield
     finally:
         _forcing.pop(family)
         if outer is not None:
             _forcing[family] = outer
-        choose.cache_clear()
+        _forget_chosen()
 
 
-_forcing: dict[str, str] = {}  # by family, while `only` is on
+_forcing: dict[str, Choice] = {}  # by family, while `only` is on
 
 
-def _asked(family: str) -> str:
-    """The rung, and perhaps the tile, that a family is to take, as "mma:128x128"; "" where nobody asks for one."""
-    return _forcing.get(family) or os.environ.get(f"BP_{family.upper()}", "")
+def _asked(family: str) -> Choice | None:
+    """The rung, and perhaps the tile, that all products of a family are to take; None where nobody asks for one."""
+    return _forcing.get(family) or _environment()[family]
+
+
+@functools.cache
+def _environment() -> dict[str, Choice | None]:
+    """What the environment asks for, by family; read once, so that all choices agree until `forget`."""
+    return {family: _read(family, os.environ.get(f"BP_{family.upper()}", "")) for family in RUNGS}
+
+
+def _read(family: str, asked: str) -> Choice | None:
+    """A rung and perhaps a tile, as "mma:128x128", of those that there are."""
+    if not asked:
+        return None
+    name, _, tile = asked.partition(":")
+    known = [rung.name for rung in RUNGS[family]]
+    if name not in known:
+        raise ConfigurationError(f"BP_{family.upper()} expected one of {', '.join(known)}, got '{asked}'")
+    tiles = _tiles(family, find(family, name))
+    if tile and tile not in tiles:
+        raise ConfigurationError(
+            f"BP_{family.upper()}={asked} expected a tile of {name} ({', '.join(tiles) or 'which has none'})"
+        )
+    return Choice(name, tile)
+
+
+def _tiles(family: str, rung: Rung) -> list[str]:
+    """All that it has, each for some product."""
+    alignments = [alignment for alignment in (16, 4, 1) if alignment >= rung.alignment]
+    found: list[str] = []
+    for way, dtype, alignment in itertools.product(WAYS[family], rung.dtypes, alignments):
+        found += rung.variants(Problem(family, way, 256, 256, 256, 1, dtype, alignment))
+    return list(filter(None, dict.fromkeys(found)))
 
 
 def _forced(problem: Problem, capability: int) -> Choice | None:
     """What somebody asks for, checked."""
-    asked, variable = _asked(problem.family), f"BP_{problem.family.upper()}"
-    if not asked:
+    asked = _asked(problem.family)
+    if asked is None:
         return None
-    name, _, tile = asked.partition(":")
-    known = [rung.name for rung in RUNGS[problem.family]]
-    if name not in known:
-        raise ConfigurationError(f"{variable} expected one of {', '.join(known)}, got '{asked}'")
-    rung = find(problem.family, name)
-    if not rung.computes(problem, capability):
-        least = rung.only or max(rung.least, rung.least_of.get(problem.dtype, 0))
-        where = f"compute capability {least / 10}{'' if rung.only else ' on'}"
+    rung, forced = find(problem.family, asked.rung), f"BP_{problem.family.upper()}={asked}"
+    refusal = rung.refusal(problem, capability)
+    if refusal:
         raise ConfigurationError(
-            f"{variable}={asked} computes {', '.join(rung.dtypes)} from {where} and with rows at multiples of "
-            f"{rung.alignment} bytes, got {problem.dtype}, {capability / 10} and {problem.alignment} "
-            f"({rung.refusal(problem, capability)})"
+            f"{forced} cannot compute a product in {SHORT.get(problem.dtype, problem.dtype)} on compute capability "
+            f"{capability / 10}: {refusal}"
         )
-    if not tile:
-        return Choice(name, rung.variant(problem))
-    if tile not in rung.variants(problem):
+    if not asked.variant:
+        return Choice(asked.rung, rung.variant(problem))
+    if asked.variant not in rung.variants(problem):
         tiles = ", ".join(filter(None, rung.variants(problem))) or "none"
-        raise ConfigurationError(f"{variable}={asked} expected a tile of {name} for this product ({tiles})")
-    return Choice(name, tile)
+        raise ConfigurationError(f"{forced} expected a tile of {asked.rung} for this product ({tiles})")
+    return asked
 
 
 def _tuned(problem: Problem, capability: int) -> Choice | None:
@@ -387,18 +456,19 @@ def _tuned(problem: Problem, capability: int) -> Choice | None:
 # with the GPU.
 _ENOUGH_BLOCKS = 264
 _SHORTEST = 128  # of a part: below, writing and reading its sums costs more than the part
+_MOST_PARTS = 65535  # blocks along the second axis of a grid
 STEP = 64  # parts are multiples of it; it is one of the depth of every tile of 16-bit factors and wider ones
 
 
 def cut(blocks: int, depth: int, longest: int | None = None, step: int = STEP) -> tuple[int, int]:
     """(parts, depth of each but the last) of a sum that runs in so many blocks where it is not cut.
 
-    longest: the depth of a part at most, where the kernel adds all of one in a single run. step: what parts are
-    multiples of.
+    longest: the depth of a part at most, where the kernel adds all of one in a single run, as far as a grid has blocks
+    for the parts. step: what parts are multiples of.
     """
     parts = min(-(-_ENOUGH_BLOCKS // max(blocks, 1)), depth // _SHORTEST)
     if longest is not None:
-        parts = max(parts, -(-depth // longest))
+        parts = min(max(parts, -(-depth // longest)), _MOST_PARTS)
     if parts < 2:
         return 1, max(depth, 1)
     part = -(-depth // (parts * step)) * step

@@ -34,7 +34,7 @@ WITH_SUMS = ("depthwise", "tiled", "mma", "simt", "wgmma")
 def conv2d(
     x: Array, weight: Array, bias: Array | None, stride: Pair, padding: Padding, dilation: Pair, groups: int
 ) -> Array:
-    y, _ = conv2d_activation(x, weight, bias, "identity", stride, padding, dilation, groups)
+    y, _ = conv2d_activation(x, weight, bias, "identity", False, stride, padding, dilation, groups)
     return y
 
 
@@ -43,6 +43,7 @@ def conv2d_activation(
     weight: Array,
     bias: Array | None,
     activation: str,
+    keep: bool,
     stride: Pair,
     padding: Padding,
     dilation: Pair,
@@ -50,16 +51,16 @@ def conv2d_activation(
 ) -> tuple[Array, Array | None]:
     size = convolved_size("conv2d", x.shape[1:3], weight.shape[1:3], stride, padding, dilation)
     y = empty(x, (x.shape[0], *size, weight.shape[0]))
-    before = empty(x, y.shape) if activation not in ("identity", "relu") else None
+    before = empty(x, y.shape) if keep and activation not in ("identity", "relu") else None
     sizes = Sizes(x.shape, y.shape, weight.shape, stride, padding, dilation, groups)
     epilogue = Epilogue(bias=bias, activation=activation, before=before)
     convolve(Convolution("forward", sizes, x, weight, y, epilogue))
-    return y, y if activation == "relu" else before
+    return y, y if keep and activation == "relu" else before
 
 
 def conv2d_statistics(
     x: Array, weight: Array, bias: Array | None, stride: Pair, padding: Padding, dilation: Pair, groups: int
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array, Array, Array]:
     size = convolved_size("conv2d_statistics", x.shape[1:3], weight.shape[1:3], stride, padding, dilation)
     y = empty(x, (x.shape[0], *size, weight.shape[0]))
     sizes = Sizes(x.shape, y.shape, weight.shape, stride, padding, dilation, groups)

@@ -1,10 +1,11 @@
 """The convolution of one input channel for each output: kernels of their own, which move every array once."""
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 from bp.cuda.convolution import BYTES, FLOPS, WIDE_BYTES, Convolution
-from bp.cuda.device import device_of
+from bp.cuda.device import device_of, empty_like
 from bp.cuda.epilogue import in_parts
 from bp.cuda.kernel import FLOATS, Source
 from bp.ops.array import Array
@@ -48,7 +49,9 @@ def convolve(task: Convolution, variant: str) -> None:
     """Compute one of the three products; with forward the moments too, with backward_parameters the sums."""
     sizes = task.sizes
     vector, channels = 16 // task.a.itemsize, sizes.wide[3] if task.way == "backward_input" else sizes.narrow[3]
-    vectors = channels % vector == 0 and _side_by_side(task, vector) and _aligned(task)
+    vectors = channels % vector == 0 and _side_by_side(task, vector)
+    if vectors:
+        task = _aligned(task)
     name = _ANY
     if vectors and sizes.wide[3] == sizes.narrow[3] and _square(sizes.weight[1:3]) and _square(sizes.stride):
         name = _BY_TAPS.get((sizes.weight[1], sizes.stride[0]), _ANY) if sizes.dilation == (1, 1) else _ANY
@@ -71,11 +74,24 @@ def _side_by_side(task: Convolution, vector: int) -> bool:
     return each == 1 or (each % vector == 0 and task.way != "backward_input")
 
 
-def _aligned(task: Convolution) -> bool:
-    """Whether all that is read or written in vectors begins at a multiple of 16 bytes."""
+def _aligned(task: Convolution) -> Convolution:
+    """With copies of what is read in vectors and does not begin at a multiple of 16 bytes: how sums are split, and so
+    their last bits, is told by the shape alone."""
     epilogue = task.epilogue
-    arrays = (task.a, task.b, task.c, epilogue.bias, epilogue.kept, epilogue.before, epilogue.residual)
-    return all(device_of(array).pointer(array) % 16 == 0 for array in arrays if array is not None)
+    bias, kept, residual = (_begins_well(array) for array in (epilogue.bias, epilogue.kept, epilogue.residual))
+    # Weights are read one by one.
+    b = _begins_well(task.b) if task.way == "backward_parameters" else task.b
+    epilogue = replace(epilogue, bias=bias, kept=kept, residual=residual)
+    return replace(task, a=_begins_well(task.a), b=b, epilogue=epilogue)
+
+
+def _begins_well(array: Array | None) -> Array | None:
+    """It, or a copy of it that begins at a multiple of 16 bytes."""
+    if array is None or device_of(array).pointer(array) % 16 == 0:
+        return array
+    copy = empty_like(array)
+    device_of(array).copy(copy, array)
+    return copy
 
 
 def _results(task: Convolution, name: str, width: int, strips: int, across: int) -> None:

@@ -27,9 +27,9 @@ def convolve(task: Convolution, variant: str) -> None:
 
 def _backward_parameters(task: Convolution) -> None:
     sizes = task.sizes
-    across = -(-sizes.narrow[3] * sizes.group_in // _LANES)
+    uncut = -(-sizes.narrow[3] * sizes.group_in // _LANES) * sizes.taps
 
     def launch(parts: int, part: int, epilogue: tuple[Any, ...], sums: Array | None) -> None:
-        _weights((across, parts, sizes.taps), task.a, task.b, *epilogue, *task.arguments, part)
+        _weights((uncut, parts), task.a, task.b, *epilogue, *task.arguments, part)
 
-    in_parts(task.a, across * sizes.taps, sizes.pixels, task.destination, task.epilogue, launch, _LONGEST_RUN)
+    in_parts(task.a, uncut, sizes.pixels, task.destination, task.epilogue, launch, _LONGEST_RUN)

@@ -24,7 +24,8 @@ _kernels = {
         (
             "backward_strided",
             "2 * images * lines * pixels * rows * columns * out * (channels // groups)",
-            "(images * (lines * pixels * channels + p * q * out) + rows * columns * out * (channels // groups)) * T",
+            "(images * (lines * pixels * channels * (1 + given(kept)) + p * q * out)"
+            " + rows * columns * out * (channels // groups) + given(bias) * channels) * T",
             ("HGMMA", "UTMALDG"),
         ),
         ("backward_parameters", FLOPS, WIDE_BYTES, ("HGMMA", "UTMALDG")),

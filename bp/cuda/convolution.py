@@ -9,6 +9,7 @@ from bp.cuda.device import device_of, empty
 from bp.cuda.epilogue import PLAIN, Destination, Epilogue
 from bp.cuda.product import uses_tf32
 from bp.cuda.tensor_map import can_load_pixels
+from bp.cuda.wgmma_tiles import MOST
 from bp.errors import ShapeError
 from bp.ops.array import Array, Shape
 from bp.ops.conv import Padding, Pair
@@ -16,11 +17,12 @@ from bp.ops.conv import Padding, Pair
 # For the FLOPs and bytes of a launch, in the names of CONVOLUTION_PARAMETERS in kernels/include/convolution.cuh.
 _X, _Y, _WEIGHTS = "images * h * w * channels", "images * p * q * out", "out * kh * kw * (channels // groups)"
 FLOPS = f"2 * images * p * q * {_WEIGHTS}"
-BYTES = f"({_X} + {_Y} + {_WEIGHTS}) * T"
-WIDE_BYTES = f"({_X} + {_Y}) * T + {_WEIGHTS} * 4"  # gradients of weights are float32
+# Forward and backward_input: an epilogue has `before` beside y, `kept` beside dx, and a bias of one of the two.
+BYTES = f"({_X} * (1 + given(kept)) + {_Y} * (1 + given(before)) + {_WEIGHTS} + given(bias) * min(out, channels)) * T"
+WIDE_BYTES = f"({_X} + {_Y}) * T + {_WEIGHTS} * (1 + given(beta)) * 4"  # gradients of weights are float32
+BYTES_OF = {"forward": BYTES, "backward_input": BYTES, "backward_parameters": WIDE_BYTES}  # by way
 
 SLICE = 64  # channels of the patches that the copy engine brings at a time, in 16 bits
-_MOST = 2**31 - 256  # windows, and steps of a depth: the kernel counts in int, and tiles go beyond the edges
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,15 @@ class Sizes:
     def pixels(self) -> int:
         """Of all results."""
         return math.prod(self.narrow[:3])
+
+    @property
+    def counted(self) -> bool:
+        """Whether the counters of kernels/include/conv_walk.cuh hold it: 16 bits for the taps along an axis, 32 for
+        pixels and for the weights of a group, where the channels of a tap are filled up to whole slices."""
+        lines, columns = (size + sum(padding) for size, padding in zip(self.wide[1:3], self.padding, strict=True))
+        pixels = max(self.wide[0] * lines * columns, self.pixels)
+        weights = self.taps * (self.group_in + SLICE) * (self.group_out + SLICE)
+        return max(self.weight[1:3]) <= 16 and pixels < 2**30 and max(weights, self.wide[3], self.narrow[3]) < 2**31
 
     @property
     def periods(self) -> Pair:
@@ -126,7 +137,7 @@ class Convolution:
         if self.moments is None:
             return None
         self.moments.tiles = tiles
-        self.moments.array = empty(self.a, (tiles * (2 * self.sizes.narrow[3] + 1),), "float32")
+        self.moments.array = empty(self.a, (tiles * (3 * self.sizes.narrow[3] + 1),), "float32")
         return self.moments.array
 
     @property
@@ -146,6 +157,11 @@ class Convolution:
         pixels = sizes.wide[0] * -(-height // sizes.stride[0]) * -(-width // sizes.stride[1])
         taps = math.prod(-(-k // period) for k, period in zip(kernel, sizes.periods, strict=True))
         return pixels, sizes.group_in, taps * sizes.group_out
+
+    @property
+    def products(self) -> int:
+        """How many there are of that size: one for each group, and of backward_input for each class of pixels."""
+        return self.sizes.groups * (math.prod(self.sizes.stride) if self.way == "backward_input" else 1)
 
     def windows(self, axis: int) -> tuple[Windows, ...]:
         """Along an axis (0: lines, 1: pixels of a line): one, or of backward_input one for each class of pixels.
@@ -183,7 +199,7 @@ class Convolution:
         """
         sizes, images = self.sizes, self.b if self.way == "backward_parameters" else self.a
         channels = sizes.group_out if self.way == "backward_input" else sizes.group_in
-        if max(math.prod(self.c.shape[:3]), sizes.pixels, sizes.taps * (channels + SLICE)) > _MOST:
+        if max(math.prod(self.c.shape[:3]), sizes.pixels, sizes.taps * (channels + SLICE)) > MOST:
             return False
         windows = [windows for axis in (0, 1) for windows in self.windows(axis)]
         corners = (corner for one in windows for corner in (one.lower, one.upper))
@@ -201,9 +217,11 @@ class Convolution:
             places |= channels * itemsize
         alignment = next((bytes for bytes in (16, 4) if places % bytes == 0), itemsize)
         dtype = "tf32" if self.tf32 else self.a.dtype.name
-        depthwise = sizes.group_in == 1
         return Problem(
-            "conv", self.way, *self.product, 1, dtype, alignment, sizes.groups, depthwise=depthwise, im2col=self.im2col
+            *("conv", self.way, *self.product, 1, dtype, alignment, sizes.groups),
+            depthwise=sizes.group_in == 1,
+            im2col=self.im2col,
+            counted=sizes.counted,
         )
 
     @property

@@ -12,11 +12,13 @@ _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 
 @dataclass(frozen=True)
 class GPU:
-    """A GPU as the driver names it. capability: (major, minor); memory in bytes."""
+    """A GPU as the driver names it. capability: (major, minor); memory in bytes; bus: its place on the PCI bus, by
+    which nvidia-smi and NVML find it too, whatever the order in which CUDA counts."""
 
     name: str
     capability: tuple[int, int]
     memory: int
+    bus: str
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,14 @@ def _gpus(library: Any) -> list[GPU]:
     library.cuDeviceGetCount(ctypes.byref(count))
     found = []
     for ordinal in range(count.value):
-        handle, memory, name = ctypes.c_int(), ctypes.c_size_t(), ctypes.create_string_buffer(128)
+        handle, memory = ctypes.c_int(), ctypes.c_size_t()
+        name, bus = ctypes.create_string_buffer(128), ctypes.create_string_buffer(32)
         library.cuDeviceGet(ctypes.byref(handle), ordinal)
         library.cuDeviceGetName(name, len(name), handle)
         library.cuDeviceTotalMem_v2(ctypes.byref(memory), handle)
+        library.cuDeviceGetPCIBusId(bus, len(bus), handle)
         major, minor = (_attribute(library, which, handle) for which in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR))
-        found.append(GPU(name.value.decode(), (major, minor), memory.value))
+        found.append(GPU(name.value.decode(), (major, minor), memory.value, bus.value.decode()))
     return found
 
 

@@ -1,12 +1,12 @@
 """What happens to the sums of a product before they are stored, and the second pass where its depth was cut."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bp.cuda.choice import STEP, cut
 from bp.cuda.device import empty
-from bp.cuda.kernel import C_NAMES, FLOATS, Source
+from bp.cuda.kernel import C_NAMES, FLOATS, Source, blocks
 from bp.ops.activation import FUSED_ACTIVATIONS
 from bp.ops.array import Array
 from bp.ops.dropout import Mask, dropped_levels
@@ -15,10 +15,18 @@ from bp.ops.dropout import Mask, dropped_levels
 ACTIVATIONS = {name: number for number, name in enumerate(FUSED_ACTIVATIONS)}
 
 _WORD = 0xFFFFFFFF
-_WIDTH = 32  # elements that a block of add_parts computes
-_add_parts = Source("linear_parts", T=FLOATS).kernel(
-    "add_parts", flops="(n + biases) * count", bytes="(n + biases) * (count + 1) * 4"
+_source = Source("linear_parts", T=FLOATS)
+_FLOPS = "(n + biases) * count"
+_BYTES = (
+    "(n + biases) * (count + 1 + given(beta)) * 4 + (n * given(kept, residual, before) + columns * given(bias)) * T"
 )
+_add_parts = _source.kernel("add_parts", flops=_FLOPS, bytes=_BYTES)
+_add_many_parts = _source.kernel("add_many_parts", flops=_FLOPS, bytes=_BYTES)
+ADDING = ("add_parts", "add_many_parts")  # the names of both
+_WIDTH = 32  # elements that a block of add_many_parts computes
+_FEW = 8  # parts: all of an element are on their way to a thread at once
+_MANY = 32  # parts: too long a sum for one thread
+_FILLED = 2**17  # elements that give a GPU blocks enough where a thread has all parts of several
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,17 @@ class Epilogue:
             *(self.bias, self.kept, self.residual, None if mask is None else mask.control, self.before, y, wide),
             *(self.alpha, self.beta, ACTIVATIONS[self.activation], *bits),
         )
+
+    def of_rows(self, first: int, count: int, columns: int) -> "Epilogue":
+        """The same for `count` rows of C, from row `first` on, as if all matrices lay below each other."""
+
+        def rows(array: Array | None) -> Array | None:
+            return None if array is None else array.reshape(array.size)[first * columns : (first + count) * columns]
+
+        mask = self.mask
+        if mask is not None:
+            mask = replace(mask, first_element=mask.first_element + first * columns)
+        return replace(self, mask=mask, before=rows(self.before), residual=rows(self.residual), kept=rows(self.kept))
 
     @property
     def plain(self) -> bool:
@@ -116,8 +135,13 @@ def in_parts(
 def add(like: Array, products: Array, parts: int, to: Destination, epilogue: Epilogue) -> None:
     """Add `parts` parts that lie one behind the other in `products`, as `in_parts` has them, and apply the epilogue."""
     elements, biases = to.batch * to.rows * to.columns, 0 if to.sums is None else to.sums.size
-    _add_parts(
-        -(-(elements + biases) // _WIDTH),
+    results = elements + biases
+    if parts <= _FEW or (parts <= _MANY and results >= _FILLED):
+        kernel, grid = _add_parts, blocks(-(-results // (16 // like.itemsize)))
+    else:
+        kernel, grid = _add_many_parts, -(-results // _WIDTH)
+    kernel(
+        grid,
         *(products, *epilogue.arguments(to.y, to.wide), to.sums),
         *(elements, to.rows, to.columns, to.stride, to.batch_stride, biases, parts),
         T=C_NAMES[like.dtype.name],

@@ -150,7 +150,8 @@ def judge_files(sources: Iterable[Source]) -> Iterator[Violation]:
 def judge_declarations(sources: Iterable[Source]) -> Iterator[Violation]:
     """What is wrong between files of `kernels/` and their declarations in `bp/cuda`, before anything is compiled.
 
-    A kernel on one side only, or a formula with a name that is neither a scalar parameter nor an axis.
+    A kernel on one side only, or a formula with a name that is neither a scalar parameter nor an axis; that of the
+    bytes may name arrays too.
     """
     for source in sources:
         if not source.path.is_file():
@@ -164,9 +165,14 @@ def judge_declarations(sources: Iterable[Source]) -> Iterator[Violation]:
                 yield Violation(source.path.name, f"kernel {name} is declared in bp/cuda, but not in the file")
                 continue
             scalars = {parameter.name for parameter in stated[name].parameters if not parameter.pointer}
+            arrays = {parameter.name for parameter in stated[name].parameters if parameter.pointer}
             macros = {name for variant in source.variants.values() for name in variant}
             known = scalars | source.axes.keys() | macros | {"min", "max"}
-            for what, formula in (("flops", kernel.flops), ("bytes", kernel.bytes), ("shared", kernel.shared)):
-                unknown = ", ".join(sorted(names_in(formula) - known))
+            for what, formula, more in (
+                ("flops", kernel.flops, set()),
+                ("bytes", kernel.bytes, arrays | {"given"}),
+                ("shared", kernel.shared, set()),
+            ):
+                unknown = ", ".join(sorted(names_in(formula) - known - more))
                 if unknown:
-                    yield Violation(source.path.name, f"{name}: no such scalar in its formula of {what}: {unknown}")
+                    yield Violation(source.path.name, f"{name}: no such parameter in its formula of {what}: {unknown}")

@@ -53,6 +53,14 @@ SOURCES: dict[str, "Source"] = {}
 Defines = tuple[tuple[str, str], ...]
 
 
+def _given(*arguments: int | float) -> int:
+    """How many of a launch's arguments are neither a null pointer nor 0."""
+    return sum(argument != 0 for argument in arguments)
+
+
+_FUNCTIONS = {"min": min, "max": max, "given": _given}  # of formulas
+
+
 def blocks(work_items: int, threads: int = THREADS) -> int:
     """Blocks of a grid-stride loop over so many items; 0 where there is nothing to do, and then nothing is launched."""
     return min(-(-work_items // threads), _MAX_BLOCKS)
@@ -119,7 +127,8 @@ class Source:
         """Declare the kernel `name` of the file.
 
         flops, bytes: what a launch computes and moves at least, as expressions over the names of its scalar parameters,
-        in which T and the other axes stand for the bytes of an element. shared: dynamic shared memory in bytes,
+        in which T and the other axes stand for the bytes of an element. In bytes, given(a, b) is how many of these
+        arguments are there: arrays that are not None, numbers that are not 0. shared: dynamic shared memory in bytes,
         likewise. streaming: it reads and writes large arrays once, so its machine code has to move 16 bytes at a time.
         instructions: what its machine code has to have, by the first letters of their names, such as "HGMMA".
         waiver: why the compile gate lets it keep a stack frame or spills.
@@ -290,4 +299,4 @@ class Variant:
 
     def _evaluate(self, which: int, values: "devices.Values") -> float:
         names: dict[str, Any] = {p.name: v for p, v in zip(self.parameters, values, strict=True)}
-        return float(eval(self._formulas[which], {"__builtins__": {}, "min": min, "max": max}, names | self._sizes))
+        return float(eval(self._formulas[which], {"__builtins__": _FUNCTIONS}, names | self._sizes))

@@ -8,11 +8,12 @@ from bp.cuda import linear_cublas, linear_fp8, linear_mma, linear_naive, linear_
 from bp.cuda.activation import activation_backward
 from bp.cuda.choice import choose
 from bp.cuda.device import device_of, empty
+from bp.cuda.dropout import dropout_backward
 from bp.cuda.epilogue import PLAIN, Epilogue
 from bp.cuda.product import WAYS, Matrices, Product
 from bp.cuda.reduce import sum_rows
 from bp.errors import ConfigurationError, DtypeError, ShapeError
-from bp.ops.array import Array
+from bp.ops.array import Array, Shape
 from bp.ops.dropout import Mask
 
 # The rungs that bp.cuda.choice has in its table. Each computes any product that the table lets it have; those of
@@ -27,6 +28,7 @@ RUNGS: dict[str, Callable[[Product, str], None]] = {
     "tiled": linear_tiled.multiply,
 }
 WITH_SUMS = ("tiled", "mma", "wgmma", "simt")
+_MOST_MATRICES = 65535  # of a launch: blocks along the third axis of a grid
 
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
@@ -36,10 +38,10 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
 
 
 def linear_activation(
-    x: Array, weight: Array, bias: Array | None, activation: str, mask: Mask | None, residual: Array | None
+    x: Array, weight: Array, bias: Array | None, activation: str, keep: bool, mask: Mask | None, residual: Array | None
 ) -> tuple[Array, Array | None]:
     y = empty(x, (*x.shape[:-1], weight.shape[0]))
-    before = empty(x, y.shape) if activation not in ("identity", "relu") else None
+    before = empty(x, y.shape) if keep and activation not in ("identity", "relu") else None
     epilogue = Epilogue(
         bias=bias,
         activation=activation,
@@ -48,7 +50,7 @@ def linear_activation(
         before=None if before is None else _rows(before),
     )
     gemm(_rows(x), weight, _rows(y), transpose_b=True, epilogue=epilogue)
-    return y, y if activation == "relu" else before
+    return y, y if keep and activation == "relu" else before
 
 
 def linear_backward_input(dy: Array, weight: Array) -> Array:
@@ -60,8 +62,7 @@ def linear_backward_input_activation(
 ) -> Array:
     dz = empty(dy, (*dy.shape[:-1], weight.shape[1]))
     scale = 1.0
-    if activation == "relu" and mask is not None:
-        # What was kept is above zero exactly where the mask let it through, so no bits are needed.
+    if mask is not None and mask.in_kept:
         scale, mask = mask.scale, None
     epilogue = Epilogue(activation=activation, mask=mask, kept=None if kept is None else _rows(kept), alpha=scale)
     gemm(_rows(dy), weight, _rows(dz), epilogue=epilogue)
@@ -69,6 +70,8 @@ def linear_backward_input_activation(
 
 
 def linear_activation_backward(dy: Array, kept: Array | None, activation: str, mask: Mask | None) -> Array:
+    if activation == "relu" and mask is not None and not mask.in_kept:
+        dy, mask = dropout_backward(dy, mask.control, mask.call_site, mask.first_element, mask.rate), None
     return activation_backward(dy, kept, activation, mask)
 
 
@@ -115,7 +118,7 @@ def gemm(
         raise ConfigurationError("gemm transposes one of its matrices at most; C^T = B A is the product of both")
     left, right, result = (given if isinstance(given, Matrices) else Matrices.of(given) for given in (a, b, c))
     product = Product(way, left, right, result, epilogue)
-    _check(product)
+    _check(product, (c.batch, *c.shape) if isinstance(c, Matrices) and c.batch > 1 else c.shape)
     multiply(product)
 
 
@@ -124,10 +127,12 @@ def multiply(product: Product) -> None:
     if not product.c.batch * product.m * product.n:
         return
     chosen = choose(product.problem, device_of(product.a.array).capability)
-    RUNGS[chosen.rung](product, chosen.variant)
+    for some in product.in_batches(_MOST_MATRICES):
+        RUNGS[chosen.rung](some, chosen.variant)
 
 
-def _check(product: Product) -> None:
+def _check(product: Product, whole: Shape) -> None:
+    """whole: the shape of what lies beside C."""
     a, b, c = product.a, product.b, product.c
     transpose_a, transpose_b = WAYS[product.way]
     m, k = a.shape[::-1] if transpose_a else a.shape
@@ -139,12 +144,16 @@ def _check(product: Product) -> None:
         )
     if c.shape != (m, n):
         raise ShapeError(f"gemm expected c of shape {(m, n)}, got {c.shape}")
+    if not c.apart:
+        raise ShapeError(
+            f"gemm expected matrices of c that lie behind each other, or whose rows lie side by side, got {c.batch} of "
+            f"shape {c.shape}, {c.stride} from row to row and {c.batch_stride} from matrix to matrix"
+        )
     if a.array.dtype != b.array.dtype or c.array.dtype not in (a.array.dtype, "float32"):
         raise DtypeError(
             f"gemm expected a and b of one dtype and c of that or float32, got {a.array.dtype}, {b.array.dtype} and "
             f"{c.array.dtype}"
         )
-    whole = (c.batch, m, n) if c.batch > 1 else (m, n)
     epilogue = product.epilogue
     for name, array, expected in (
         ("bias", epilogue.bias, (n,)),

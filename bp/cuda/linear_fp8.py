@@ -8,15 +8,16 @@ Source: Micikevicius et al., FP8 Formats for Deep Learning (2022).
 from typing import Any
 
 from bp.cuda import linear_tiled
-from bp.cuda.device import empty
+from bp.cuda.device import device_of, empty
 from bp.cuda.epilogue import in_parts
 from bp.cuda.kernel import C_NAMES, Source
 from bp.cuda.product import FLOPS, WAYS, Matrices, Product
 from bp.cuda.tensor_map import tiled
+from bp.cuda.wgmma_tiles import MOST, SHARED, TILES, VARIANTS
 from bp.ops.array import Array
 
 _TYPES = ("float16", "bfloat16")
-_ROWS, _COLUMNS, _STAGES = 128, 128, 6  # a tile of C; slices of 128 of the depth in shared memory
+_VARIANT = "128x128"
 _SLICE = 128
 _ALIGNMENT = 16  # of the rows of bytes: what the copy engine takes
 _MOST_BLOCKS = 256  # that look for the largest element: the threads of a block of fp8_quantize, which looks at theirs
@@ -25,15 +26,13 @@ _TILE = 64 * 128  # elements that a block of fp8_quantize has at a time
 _quantizer = Source("linear_fp8_quantize", least=89, T=_TYPES)
 _largest = _quantizer.kernel("fp8_largest", flops="rows * columns", bytes="rows * columns * T")
 _quantize = _quantizer.kernel("fp8_quantize", flops="rows * columns", bytes="rows * columns * (T + 1)")
-_source = Source(
-    "linear_fp8", only=90, T=_TYPES, variants={"128x128": {"ROWS": _ROWS, "COLUMNS": _COLUMNS, "STAGES": _STAGES}}
-)
+_source = Source("linear_fp8", only=90, T=_TYPES, variants={_VARIANT: VARIANTS[_VARIANT]})
 _products = {
     name: _source.kernel(
         f"fp8_{name}",
         flops=FLOPS,
-        bytes="m * k + n * k + m * n * T",
-        shared="STAGES * (ROWS + COLUMNS) * 128 + 32768",
+        bytes="m * k + n * k + (m * n * (1 + given(beta) + given(kept, residual, before)) + given(bias) * n) * T",
+        shared=SHARED,
         instructions=("QGMMA", "UTMALDG"),
     )
     for name in ("forward", "backward")
@@ -43,9 +42,12 @@ _products = {
 def multiply(product: Product, variant: str) -> None:
     """Compute a product, from factors that it makes of 8 bits; sums, if any, are not this rung's.
 
-    Several products at a time, or nothing to add up (k = 0), is left to the rung "tiled".
+    Several products at a time, nothing to add up (k = 0), or sizes that the copy engine cannot count, is left to the
+    rung "tiled".
     """
-    if product.c.batch > 1 or not product.k:
+    tile = TILES[_VARIANT]
+    tiles = -(-product.m // tile.rows) * -(-product.n // tile.columns)
+    if product.c.batch > 1 or not product.k or max(product.m, product.n, product.k, tiles) > MOST:
         linear_tiled.multiply(product, "")
         return
     transpose_a, transpose_b = WAYS[product.way]
@@ -53,14 +55,13 @@ def multiply(product: Product, variant: str) -> None:
     # Both with the depth along their rows: op(A) as it is, op(B) transposed.
     a, scale_a = quantize(product.a, transposed=transpose_a, gradient=not forward)
     b, scale_b = quantize(product.b, transposed=not transpose_b, gradient=False)
-    maps = _map(a, product.m, product.k, _ROWS), _map(b, product.n, product.k, _COLUMNS)
-    tiles = -(-product.m // _ROWS) * -(-product.n // _COLUMNS)
-    like = product.a.array
+    maps = _map(a, product.m, product.k, tile.rows), _map(b, product.n, product.k, tile.columns)
+    like, blocks = product.a.array, device_of(product.a.array).multiprocessors
 
     def launch(parts: int, part: int, epilogue: tuple[Any, ...], sums: Array | None) -> None:
         _products["forward" if forward else "backward"](
-            (tiles, parts),
-            *(*maps, scale_a, scale_b, *epilogue, *product.arguments(part)),
+            min(tiles * parts, blocks),
+            *(*maps, scale_a, scale_b, *epilogue, *product.arguments(part), parts),
             variant=variant,
             T=C_NAMES[like.dtype.name],
         )

@@ -245,7 +245,7 @@ _norm_of = _channels.kernel(
 )
 _norm_at_once = _channels.kernel("channel_norm_at_once", flops=f"8 * {_ELEMENTS}", bytes=f"2 * {_ELEMENTS} * T")
 _merge_moments = Source("norm_moments").kernel(
-    "merge_moments", flops="7 * tiles * channels", bytes="(2 * channels + 1) * tiles * 4"
+    "merge_moments", flops="10 * tiles * channels", bytes="(3 * channels + 1) * tiles * 4"
 )
 _MERGED_CHANNELS = 8  # that a block of merge_moments has
 _sums = _channels_backward.kernel("channel_sums", flops=f"5 * {_ELEMENTS}", bytes=f"2 * {_ELEMENTS} * T")
@@ -322,13 +322,14 @@ def batch_norm(
         shape = 1, positions, channels, 1
         return _normalise_groups(x, gamma, beta, running_mean, running_var, (channels,), shape, momentum, eps)
     mean = empty(x, (channels,), "float32")
-    y, rstd = _normalise_channels(x, running_mean, running_var, gamma, beta, mean, None, None, 0.0, eps)
+    y, rstd = _normalise_channels(x, running_mean, None, running_var, gamma, beta, mean, None, None, 0.0, eps)
     return y, mean, rstd
 
 
 def batch_norm_of(
     x: Array,
     mean: Array,
+    rest: Array | None,
     variance: Array,
     gamma: Array | None,
     beta: Array | None,
@@ -337,12 +338,13 @@ def batch_norm_of(
     momentum: float,
     eps: float,
 ) -> tuple[Array, Array]:
-    return _normalise_channels(x, mean, variance, gamma, beta, None, running_mean, running_var, momentum, eps)
+    return _normalise_channels(x, mean, rest, variance, gamma, beta, None, running_mean, running_var, momentum, eps)
 
 
 def _normalise_channels(
     x: Array,
     mean: Array | None,
+    rest: Array | None,
     variance: Array | None,
     gamma: Array | None,
     beta: Array | None,
@@ -358,33 +360,36 @@ def _normalise_channels(
     split = _split(1, positions, channels, 1, 16 // x.dtype.itemsize)
     _norm_of(
         split.strips * split.chunks,
-        *(x, gamma, beta, mean, variance, y, saved_mean, rstd, running_mean, running_var),
+        *(x, gamma, beta, mean, rest, variance, y, saved_mean, rstd, running_mean, running_var),
         *(positions, channels, eps, momentum),
         *(split.chunk, split.chunks, split.width, split.across, split.strips),
     )
     return y, rstd
 
 
-def channel_statistics(x: Array) -> tuple[Array, Array]:
-    """(mean, variance) of each channel of (N, ..., C), which is not empty: (C,), float32."""
+def channel_statistics(x: Array) -> tuple[Array, Array, Array]:
+    """(mean, rest, variance) of each channel of (N, ..., C), which is not empty: (C,), float32.
+
+    rest: what the rounded mean leaves out.
+    """
     channels = x.shape[-1]
-    mean, rstd, variance = (empty(x, (channels,), "float32") for _ in range(3))
+    mean, rest, rstd, variance = (empty(x, (channels,), "float32") for _ in range(4))
     shape = 1, math.prod(x.shape[:-1]), channels, 1
     partials, split = _partial_statistics(x, shape)
     _finish_statistics(
         channels,
-        *(x, partials, mean, None, rstd, variance, None, None),
+        *(x, partials, mean, rest, rstd, variance, None, None),
         *(*shape[1:], split.chunk, split.chunks, 0.0, 0.0),
     )
-    return mean, variance
+    return mean, rest, variance
 
 
-def merged_statistics(moments: Array, tiles: int) -> tuple[Array, Array]:
+def merged_statistics(moments: Array, tiles: int) -> tuple[Array, Array, Array]:
     """As `channel_statistics`, from the moments of each tile of rows (kernels/include/tile_moments.cuh)."""
-    channels = (moments.size - tiles) // (2 * tiles)
-    mean, variance = (empty(moments, (channels,), "float32") for _ in range(2))
-    _merge_moments(-(-channels // _MERGED_CHANNELS), moments, mean, variance, tiles, channels)
-    return mean, variance
+    channels = (moments.size - tiles) // (3 * tiles)
+    mean, rest, variance = (empty(moments, (channels,), "float32") for _ in range(3))
+    _merge_moments(-(-channels // _MERGED_CHANNELS), moments, mean, rest, variance, tiles, channels)
+    return mean, rest, variance
 
 
 def _normalise_groups(

@@ -1,6 +1,7 @@
 """A matrix product as every rung takes it: matrices in memory, the way they are multiplied, what follows."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bp.cuda.choice import Problem
@@ -14,8 +15,13 @@ WAYS = {"nt": (False, True), "nn": (False, False), "tn": (True, False)}
 
 # For the FLOPs and bytes of a launch, in the names of PRODUCT_PARAMETERS in kernels/include/product.cuh.
 FLOPS = "2 * batch * m * n * k"
-BYTES = "batch * (m * k + n * k + m * n) * T"
-WIDE_BYTES = "batch * ((m * k + n * k) * T + m * n * 4)"  # gradients of weights are float32
+# C is written, and read where it is added to; what the epilogue has beside it is of its size.
+_BESIDE = "given(kept, residual, before)"
+BYTES = f"batch * (m * k + n * k + m * n * (1 + given(beta) + {_BESIDE})) * T + given(bias) * n * T"
+# Gradients of weights are float32.
+WIDE_BYTES = f"batch * ((m * k + n * k + m * n * {_BESIDE}) * T + m * n * (1 + given(beta)) * 4) + given(bias) * n * T"
+
+WITH_LIBRARIES = ("cuda", "plan")  # devices whose products a library of the vendor's may compute; a plan is of a GPU
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,7 @@ class Matrices:
     """`batch` matrices of rows x columns in the memory of `array`: row r of matrix i begins at its element
     i * batch_stride + r * stride, and what lies between is not touched.
 
-    Raises ShapeError where they reach beyond the array, or where rows overlap.
+    Raises ShapeError where they reach beyond the array, before or behind it, or where rows overlap.
     """
 
     array: Array
@@ -34,8 +40,10 @@ class Matrices:
     batch_stride: int = 0
 
     def __post_init__(self) -> None:
+        below = min(self.rows, self.columns, self.stride, self.batch, self.batch_stride) < 0
         last = (self.batch - 1) * self.batch_stride + (self.rows - 1) * self.stride + self.columns
-        if self.batch * self.rows * self.columns and (self.stride < self.columns or last > self.array.size):
+        beyond = self.stride < self.columns or last > self.array.size
+        if below or (self.batch * self.rows * self.columns and beyond):
             raise ShapeError(
                 f"expected {self.batch} x {self.rows} rows of {self.columns} elements, {self.stride} from row to row "
                 "and "
@@ -50,10 +58,24 @@ class Matrices:
         rows, columns = array.shape[-2:]
         return cls(array, rows, columns, columns, array.shape[0] if array.ndim == 3 else 1, rows * columns)
 
+    def some(self, first: int, count: int) -> "Matrices":
+        """`count` of them, from number `first` on."""
+        flat = self.array.reshape(self.array.size)[first * self.batch_stride :]
+        return replace(self, array=flat, batch=count)
+
     @property
     def shape(self) -> tuple[int, int]:
         """Of one matrix."""
         return self.rows, self.columns
+
+    @property
+    def apart(self) -> bool:
+        """Whether no element is one of two of them: they follow each other, or their rows lie side by side."""
+        if self.batch < 2 or not self.rows * self.columns:
+            return True
+        behind = self.batch_stride >= (self.rows - 1) * self.stride + self.columns
+        across = (self.batch - 1) * self.batch_stride + self.columns
+        return behind or self.columns <= self.batch_stride <= across <= self.stride
 
     @property
     def alignment(self) -> int:
@@ -112,7 +134,18 @@ class Product:
         """It as the choice of a kernel sees it."""
         dtype = "tf32" if self.tf32 else self.a.array.dtype.name
         alignment = min(self.a.alignment, self.b.alignment)
-        return Problem("linear", self.way, self.m, self.n, self.k, self.c.batch, dtype, alignment)
+        library = device_of(self.a.array).name in WITH_LIBRARIES
+        return Problem("linear", self.way, self.m, self.n, self.k, self.c.batch, dtype, alignment, library=library)
+
+    def in_batches(self, most: int) -> Iterator["Product"]:
+        """Itself, or where it is of more than `most` matrices, products of that many, which follow each other."""
+        if self.c.batch <= most:
+            yield self
+            return
+        for first in range(0, self.c.batch, most):
+            count = min(most, self.c.batch - first)
+            a, b, c = (matrices.some(first, count) for matrices in (self.a, self.b, self.c))
+            yield replace(self, a=a, b=b, c=c, epilogue=self.epilogue.of_rows(first * self.m, count * self.m, self.n))
 
     def arguments(self, part: int) -> tuple[Any, ...]:
         """Those of PRODUCT_PARAMETERS, with parts of the depth of that length."""

@@ -18,8 +18,10 @@ from bp.ops.array import Array
 BYTES = 128
 _ALIGNMENT = 64  # of a map, where the driver writes it and where a kernel has it
 
-# dtype -> the driver's number for it, and bytes of an element. tf32 is read as float32, 8-bit floats as bytes.
+# dtype -> the driver's number for it, and bytes of an element. 8-bit floats are read as bytes.
 _DTYPES = {"uint8": (0, 1), "float16": (6, 2), "float32": (7, 4), "bfloat16": (9, 2)}
+# Of float32 arrays that the copy engine rounds to tf32 as it loads them (CU_TENSOR_MAP_DATA_TYPE_TFLOAT32).
+_TF32 = 11
 _SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}  # bytes -> the driver's number
 _NO_INTERLEAVE, _L2_PROMOTION_256, _ZEROS_OUTSIDE = 0, 3, 0
 
@@ -28,8 +30,8 @@ _MAX_SIZE, _MAX_STRIDE = 1 << 32, 1 << 40
 _MAX_BOX, _MAX_ELEMENT_STRIDE = 256, 8
 _MAX_PIXELS, _CORNERS, _FARTHEST_TAP = 1024, range(-128, 128), 255
 
-# The emulator's: mark, address, strides, sizes less one, box, element strides, corners, and four numbers.
-_EMULATED = struct.Struct("<QQ4Q5I5H5B4b4B")
+# The emulator's: mark, address, strides, sizes less one, box, element strides, corners, and five numbers.
+_EMULATED = struct.Struct("<QQ4Q5I5H5B4b5B")
 _MARK = 0x70616D7220736E74
 
 
@@ -41,6 +43,7 @@ def tiled(
     *,
     swizzle: int = 128,
     element_strides: Sequence[int] | None = None,
+    tf32: bool = False,
 ) -> bytes:
     """The map of an array of 2 to 5 dimensions, and of boxes that `load_box` and `store_box` copy.
 
@@ -48,7 +51,9 @@ def tiled(
     memory begins, and the dtype (float32, float16, bfloat16 or uint8). shape: in elements. strides: in bytes, of the
     dimensions from the second on. box: elements in each dimension, at most 256. swizzle: in bytes, 128, 64, 32 or 0
     (none), and a row of the box has as many. element_strides: of the dimensions of a box, at most 8 (1: all of
-    its elements are copied); the first is 1. A row-major matrix of (m, k) in bfloat16, in boxes of 128 rows by 64:
+    its elements are copied); the first is 1. tf32: of a float32 array, whether `load_box` rounds elements to 10 bits of
+    mantissa, as wgmma in tf32 takes them, which would cut them off instead; such a map is for loads. A row-major matrix
+    of (m, k) in bfloat16, in boxes of 128 rows by 64:
 
         tiled(x, (k, m), (2 * k,), (64, 128))
 
@@ -65,7 +70,7 @@ def tiled(
         raise ShapeError(f"a tensor map expected a box of 1 to {_MAX_BOX} elements a dimension, got {tuple(box)}")
     if steps[0] != 1 or not all(1 <= step <= _MAX_ELEMENT_STRIDE for step in steps):
         raise ShapeError(f"a tensor map expected element strides of 1, then 1 to {_MAX_ELEMENT_STRIDE}, got {steps}")
-    return _map(array, tuple(shape), tuple(strides), tuple(box), steps, (), swizzle)
+    return _map(array, tuple(shape), tuple(strides), tuple(box), steps, (), swizzle, tf32)
 
 
 def im2col(
@@ -105,7 +110,9 @@ def im2col(
             raise ShapeError(f"a tensor map of pixels has an empty box: {name} from {low} to {size + high - 1}")
     itemsize = array.dtype.itemsize
     pitches = tuple(itemsize * elements for elements in (depth, depth * width, depth * width * height))
-    return _map(array, (depth, width, height, n), pitches, (channels, pixels), (1, *strides, 1), corners, swizzle)
+    return _map(
+        array, (depth, width, height, n), pitches, (channels, pixels), (1, *strides, 1), corners, swizzle, False
+    )
 
 
 def can_load_pixels(corners: Iterable[int], farthest: int, strides: Iterable[int], bytes: int) -> bool:
@@ -127,11 +134,14 @@ def _map(
     steps: tuple[int, ...],
     corners: tuple[int, ...],
     swizzle: int,
+    tf32: bool,
 ) -> bytes:
     """Check what both kinds have in common, and encode. corners: none for boxes."""
     dtype: str = array.dtype.name
     if dtype not in _DTYPES:
         raise DtypeError(f"a tensor map expected an array of {', '.join(_DTYPES)}, got {dtype}")
+    if tf32 and dtype != "float32":
+        raise DtypeError(f"a tensor map in tf32 expected an array of float32, got {dtype}")
     itemsize = array.dtype.itemsize
     device = device_of(array)
     pointer = device.pointer(array)
@@ -153,7 +163,7 @@ def _map(
         raise ShapeError(f"a tensor map expected a box with rows of {expected}, got {row}")
     if device.name == "plan":
         return bytes(BYTES)
-    return _encoded(device.name == "emulator", pointer, dtype, shape, strides, box, steps, corners, swizzle)
+    return _encoded(device.name == "emulator", pointer, dtype, shape, strides, box, steps, corners, swizzle, tf32)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -167,8 +177,11 @@ def _encoded(
     steps: tuple[int, ...],
     corners: tuple[int, ...],
     swizzle: int,
+    tf32: bool,
 ) -> bytes:
     number, itemsize = _DTYPES[dtype]
+    if tf32:
+        number = _TF32
     rank = len(shape)
     if emulated:
         fields = (
@@ -178,7 +191,7 @@ def _encoded(
             *_filled(steps, _MAX_RANK),
             *_filled(corners, 4),
         )
-        packed = _EMULATED.pack(_MARK, pointer, *fields, rank, itemsize, swizzle, bool(corners))
+        packed = _EMULATED.pack(_MARK, pointer, *fields, rank, itemsize, swizzle, bool(corners), tf32)
         return packed.ljust(BYTES, b"\0")
     buffer = ctypes.create_string_buffer(BYTES + _ALIGNMENT)
     offset = -ctypes.addressof(buffer) % _ALIGNMENT
@@ -197,7 +210,7 @@ def _encoded(
         ctypes.c_int(_L2_PROMOTION_256),
         ctypes.c_int(_ZEROS_OUTSIDE),
     )
-    what = f"{dtype} {shape} by {strides}, box {box}, element strides {steps}, swizzle {swizzle}"
+    what = f"{'tf32' if tf32 else dtype} {shape} by {strides}, box {box}, element strides {steps}, swizzle {swizzle}"
     if corners:
         lower, upper = (ctypes.c_int * 2)(*corners[:2]), (ctypes.c_int * 2)(*corners[2:])
         columns = lower, upper, ctypes.c_uint32(box[0]), ctypes.c_uint32(box[1])

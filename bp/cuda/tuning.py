@@ -10,24 +10,28 @@ The file is `tuning/sm_90.json` in the folder of compiled kernels; BP_TUNING nam
 
 import functools
 import json
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from bp.cuda import choice
-from bp.cuda.choice import SHORT, Choice, Problem
+from bp.cuda.choice import RUNGS, SHORT, WAYS, Choice, Problem
 from bp.cuda.files import cache_folder, digest, kernel_folder, replaced
 from bp.cuda.signature import with_includes
-from bp.errors import ConfigurationError
+from bp.errors import ConfigurationError, Notice
 
 FORMAT = 1
 OFF = "off"
 VARIABLE = "BP_TUNING"
-FAMILIES = ("linear", "conv")
+# What is launched, and what decides how: beside the files of each family.
+LAUNCHING = ("*_tiles.py", "choice.py", "epilogue.py", "product.py", "tensor_map.py")
+# What tells classes apart; a device without the library of a choice leaves that choice out.
+KEYS = tuple(one for one in fields(Problem) if one.name != "library")
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,9 @@ class Table:
 
 
 def shape_class(problem: Problem) -> Problem:
-    """The class of a problem: its sizes rounded up."""
+    """The class of a problem: its sizes rounded up, on whatever device."""
     m, n, k, batch, groups = map(_rounded_up, (problem.m, problem.n, problem.k, problem.batch, problem.groups))
-    return replace(problem, m=m, n=n, k=k, batch=batch, groups=groups)
+    return replace(problem, m=m, n=n, k=k, batch=batch, groups=groups, library=True)
 
 
 def _rounded_up(size: int) -> int:
@@ -80,12 +84,12 @@ def _rounded_up(size: int) -> int:
 
 @functools.cache
 def version() -> str:
-    """Of all that decides how fast a rung is: the sources of the kernels and what launches them."""
+    """Of all that decides how fast a rung is: the sources of the kernels and what cuts and launches them."""
     texts: list[str] = []
-    for family in FAMILIES:
+    for family in RUNGS:
         for path in sorted(kernel_folder().glob(f"{family}*.cu")):
             texts += [path.name, *with_includes(path).values()]
-    for pattern in (*(f"{family}*.py" for family in FAMILIES), "*_tiles.py"):
+    for pattern in (*(f"{family}*.py" for family in RUNGS), *LAUNCHING):
         for path in sorted(Path(__file__).parent.glob(pattern)):
             texts += [path.name, path.read_text()]
     return digest(texts)
@@ -94,9 +98,14 @@ def version() -> str:
 # Where it lies ----------------------------------------------------------------------------------------------
 
 
+def named() -> str:
+    """What BP_TUNING names in place of the file in the cache: a path, "off", or "" for nothing."""
+    return os.environ.get(VARIABLE, "")
+
+
 def place(capability: int) -> Path:
     """The file of the table for a compute capability, whether it is there or not."""
-    chosen = os.environ.get(VARIABLE, "")
+    chosen = named()
     if chosen == OFF:
         raise ConfigurationError(f"{VARIABLE}={OFF} says that there is no tuned table; set it to a path, or not at all")
     return Path(chosen) if chosen else cache_folder() / f"tuning/sm_{capability}.json"
@@ -109,25 +118,24 @@ def in_use(capability: int) -> Table | None:
     A table of other kernels than these is left out, with a warning, and so is a file of the cache that is damaged.
     Raises ConfigurationError where BP_TUNING names a file that is missing or no table.
     """
-    named = os.environ.get(VARIABLE, "")
-    if named == OFF or _left_out:
+    if named() == OFF or _left_out:
         return None
     path = place(capability)
-    if not named and not path.exists():
+    if not named() and not path.exists():
         return None
     try:
         table = read(path)
     except ConfigurationError as error:
-        if named:
+        if named():
             raise
-        warnings.warn(f"{error}; it is not used", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{error}; it is not used", Notice, stacklevel=2)
         return None
     if table.capability != capability or not table.entries:
         return None
     if table.version != version():
         warnings.warn(
             f"{path} was measured with other kernels than these and is not used: run bp tune again",
-            RuntimeWarning,
+            Notice,
             stacklevel=2,
         )
         return None
@@ -161,7 +169,7 @@ def write(path: Path, table: Table) -> None:
     """Write a table in one step: readers have the old file or the new one, whole."""
     rows = [
         {
-            **asdict(key),
+            **{one.name: getattr(key, one.name) for one in KEYS},
             "rung": entry.choice.rung,
             "tile": entry.choice.variant,
             "seconds": entry.seconds,
@@ -188,32 +196,53 @@ def read(path: Path) -> Table:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigurationError(f"{path}: no such file; bp tune makes one") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path}: expected a tuned table, got a file that cannot be read ({error})") from error
     found = document.get("format") if isinstance(document, dict) else type(document).__name__
-    if found != FORMAT:
+    if type(found) is not int or found != FORMAT:
         raise ConfigurationError(f"{path}: expected a tuned table of format {FORMAT}, got {found}")
     try:
+        capability, gpu, kernels = (document[name] for name in ("capability", "gpu", "kernels"))
+        _expect(capability=(capability, int), gpu=(gpu, str), kernels=(kernels, str))
         entries = dict(map(_entry, document["entries"]))
-        return Table(int(document["capability"]), str(document["gpu"]), str(document["kernels"]), entries)
-    except (KeyError, TypeError, ValueError) as error:
+        for key, entry in entries.items():
+            # A table of other kernels may have other rungs: it is stale, not damaged.
+            if kernels == version() and entry.choice.rung not in (rung.name for rung in RUNGS[key.family]):
+                raise ValueError(f"{key.family} has no rung {entry.choice.rung}")
+        return Table(capability, gpu, kernels, entries)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ConfigurationError(f"{path}: expected a tuned table, got a damaged one ({error!r})") from error
 
 
 def _entry(row: dict[str, Any]) -> tuple[Problem, Entry]:
-    known: dict[str, Any] = {one.name: row[one.name] for one in fields(Problem)}
-    unfit = [f"{one.name} = {known[one.name]!r}" for one in fields(Problem) if type(known[one.name]) is not one.type]
-    if unfit or known["family"] not in FAMILIES or known["dtype"] not in SHORT:
-        raise ValueError(unfit or f"a product of {known['family']} in {known['dtype']}")
+    known: dict[str, Any] = {one.name: row[one.name] for one in KEYS}
+    _expect(**{one.name: (known[one.name], one.type) for one in KEYS})
+    _expect(**{name: (row[name], str) for name in ("rung", "tile", "built_in")})
+    if known["way"] not in WAYS.get(known["family"], ()) or known["dtype"] not in SHORT:
+        raise ValueError(f"a product of {known['family']}, {known['way']}, in {known['dtype']}")
     rows, columns, depth = map(int, row["measured"])
+    before = row["built_in_seconds"]
     entry = Entry(
-        Choice(str(row["rung"]), str(row["tile"])),
-        float(row["seconds"]),
-        _choice(str(row["built_in"])),
-        None if row["built_in_seconds"] is None else float(row["built_in_seconds"]),
+        Choice(row["rung"], row["tile"]),
+        _seconds(row["seconds"]),
+        _choice(row["built_in"]),
+        None if before is None else _seconds(before),
         (rows, columns, depth),
     )
     return Problem(**known), entry
+
+
+def _expect(**given: tuple[Any, Any]) -> None:
+    """Raise ValueError for a (value, type) where that is not its type."""
+    for name, (value, kind) in given.items():
+        if type(value) is not kind:
+            raise ValueError(f"{name} = {value!r}")
+
+
+def _seconds(value: Any) -> float:
+    if not math.isfinite(float(value)):
+        raise ValueError(f"{value} seconds")
+    return float(value)
 
 
 def _choice(text: str) -> Choice:

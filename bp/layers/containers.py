@@ -20,9 +20,10 @@ class Sequential(Layer):
     of `bp.layers.fusion`.
     """
 
+    _plan = Plan(())
+
     def __init__(self, *layers: Layer) -> None:
         self.layers = _checked("Sequential", layers)
-        self._plan = Plan(self.layers)
 
     def children(self) -> Iterator[tuple[str, Layer]]:
         return ((str(index), layer) for index, layer in enumerate(self.layers))
@@ -38,19 +39,17 @@ class Sequential(Layer):
         return x
 
     def backward(self, dy: Array, ctx: Context) -> Array:
-        taken: list[Array | None] = []
         for group in reversed(self._groups(ctx)):
-            dy = group.backward(dy, ctx, taken)
+            dy = group.backward(dy, ctx)
         return dy
 
     def backward_parameters(self, dy: Array, ctx: Context) -> None:
         groups = self._groups(ctx)
         first = next((index for index, group in enumerate(groups) if group.trains), len(groups))
-        taken: list[Array | None] = []
         for group in reversed(groups[first + 1 :]):
-            dy = group.backward(dy, ctx, taken)
+            dy = group.backward(dy, ctx)
         if first < len(groups):
-            groups[first].backward_parameters(dy, ctx, taken)
+            groups[first].backward_parameters(dy, ctx)
         for group in reversed(groups[:first]):
             ctx.drop(group.first)
 

@@ -5,19 +5,20 @@ dropout and a residual are applied to the result of a product before it is store
 an activation is an elementwise factor on the input gradient of the product above it, dx = dy W, so that product takes
 it in: a group leaves the backward of its activation and dropout to the group above wherever that one is a product too.
 
-The layers stay what they are: names, parameters, indexing and checkpoints do not know of groups. Only a layer whose
-type is exactly one of the table's is fused, never a subclass, which may compute something else; and where the forward
-or backward of one of the layers was replaced, as whoever watches them does, all run alone. So does each layer in a
-context with fuse=False. What a group saves lies on the context under its first layer, whose name its launches and
-errors carry.
+The layers stay what they are: names, parameters, indexing and checkpoints do not know of groups. Each saves on the
+context what it would save by itself, so the backward of a group can follow the forwards of its layers, and theirs that
+of the group. Only a layer whose type is exactly one of the table's is fused, never a subclass, which may compute
+something else; and while a forward or backward of one of the layers, or of a class of the table, is replaced, as
+whoever watches them does, all run alone. So does each layer in a context with fuse=False. Launches and errors of a
+group carry the name of its first layer.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import bp.ops.conv as conv_ops
 import bp.ops.linear as linear_ops
-from bp.errors import BPError
 from bp.layers.activation import GELU, ReLU, SiLU
 from bp.layers.context import Context
 from bp.layers.conv import Conv2d
@@ -38,26 +39,12 @@ ACTIVATIONS: dict[type[Layer], Callable[[Any], str]] = {
 }
 
 
-class Behind(NamedTuple):
-    """What stands behind the product of a group, as `linear_activation_backward` takes it."""
-
-    kept: Array | None
-    activation: str
-    mask: Mask | None
-
-
-NOTHING = Behind(None, "identity", None)
-
-
 class Group:
     """A layer that runs by itself, and the base of those that run as one with their neighbours.
 
     activation, dropout: the layers of the group that are such, or None. below: the group below whose activation and
-    dropout the input gradient of this one takes in, or None. adds: whether `forward` takes a residual.
-
-    `taken` in the backwards is how a group and the one above it agree: where the list is not empty, the one above has
-    taken this group's saved arrays off the context, and dy is the gradient in front of the activation already. Then the
-    list holds x, and whoever uses it empties it, so that no array lives longer than it is needed.
+    dropout the input gradient of this one takes in, or None; taken_in: whether the group above does so with those of
+    this one, so that the dy of its backward is the gradient in front of them. adds: whether `forward` takes a residual.
     """
 
     adds = False
@@ -68,6 +55,7 @@ class Group:
         self.activation = next((layer for layer in layers if type(layer) in ACTIVATIONS), None)
         self.dropout = next((layer for layer in layers if type(layer) is Dropout), None)
         self.below: Group | None = None
+        self.taken_in = False
 
     @property
     def label(self) -> str:
@@ -88,18 +76,20 @@ class Group:
         y: Array = self.first.forward(x, ctx)
         return y
 
-    def backward(self, dy: Array, ctx: Context, taken: list[Array | None]) -> Array:
-        """dL/dx, or where there is a group `below`, the gradient in front of its activation, with its x in `taken`."""
+    def backward(self, dy: Array, ctx: Context) -> Array:
+        """dL/dx, or where there is a group `below`, the gradient in front of its activation."""
         dx: Array = self.first.backward(dy, ctx)
         return dx
 
-    def backward_parameters(self, dy: Array, ctx: Context, taken: list[Array | None]) -> None:
+    def backward_parameters(self, dy: Array, ctx: Context) -> None:
         """`backward` where nobody asks for dL/dx."""
         self.first.backward_parameters(dy, ctx)
 
-    def take(self, ctx: Context) -> tuple[Array | None, Behind]:
-        """For the group above: the x of the product (None where there is none), and what stands behind it."""
-        raise NotImplementedError
+    def take_behind(self, ctx: Context) -> tuple[Array | None, str, Mask | None]:
+        """What the activation and the dropout saved, as `linear_activation_backward` takes it: (kept, which, mask)."""
+        mask = None if self.dropout is None else ctx.take(self.dropout)[0]
+        kept = None if self.activation is None else ctx.take(self.activation)[0]
+        return kept, self._activation_name(), mask
 
     def _activation_name(self) -> str:
         return "identity" if self.activation is None else ACTIVATIONS[type(self.activation)](self.activation)
@@ -110,34 +100,20 @@ class Elementwise(Group):
 
     trains = False
 
-    def backward(self, dy: Array, ctx: Context, taken: list[Array | None]) -> Array:
-        if taken:
-            taken.pop()
-            return dy
-        return super().backward(dy, ctx, taken)
-
-    def take(self, ctx: Context) -> tuple[Array | None, Behind]:
-        (value,) = ctx.take(self.first)
-        if self.dropout is not None:
-            return None, Behind(None, "identity", value)
-        return None, Behind(value, self._activation_name(), None)
+    def backward(self, dy: Array, ctx: Context) -> Array:
+        return dy if self.taken_in else super().backward(dy, ctx)
 
 
 class _Product(Group):
-    """What LinearGroup and ConvGroup share: x, and what stands behind the product, are saved under the first layer."""
+    """What the groups share that begin with a product."""
 
     trains = True
 
-    def take(self, ctx: Context) -> tuple[Array | None, Behind]:
-        x, *behind = ctx.take(self.first)
-        return x, Behind(*behind) if behind else NOTHING
-
-    def _in_front(self, dy: Array, ctx: Context, taken: list[Array | None]) -> tuple[Array, Array]:
-        """(the gradient in front of the activation, x)."""
-        if taken:
-            return dy, taken.pop()
-        x, behind = self.take(ctx)
-        return linear_ops.linear_activation_backward(dy, *behind) if behind is not NOTHING else dy, x
+    def _in_front(self, dy: Array, ctx: Context) -> Array:
+        """The gradient in front of what stands behind the product."""
+        if self.taken_in or len(self.layers) == 1:
+            return dy
+        return linear_ops.linear_activation_backward(dy, *self.take_behind(ctx))
 
 
 class LinearGroup(_Product):
@@ -160,33 +136,36 @@ class LinearGroup(_Product):
     def forward(self, x: Array, ctx: Context, residual: Array | None = None) -> Array:
         layer = self.first
         bias = None if layer.bias is None else layer.bias.value
-        if len(self.layers) == 1:
-            ctx.save(layer, x)
-            if residual is None:
-                return linear_ops.linear(x, layer.weight.value, bias)
-            return linear_ops.linear_activation(x, layer.weight.value, bias, "identity", None, residual)[0]
-        activation = self._activation_name()
+        ctx.save(layer, x)
+        if len(self.layers) == 1 and residual is None:
+            return linear_ops.linear(x, layer.weight.value, bias)
         mask = None if self.dropout is None else self.dropout.draw(x, (*x.shape[:-1], layer.out_features), ctx)
-        y, kept = linear_ops.linear_activation(x, layer.weight.value, bias, activation, mask, residual)
-        ctx.save(layer, x, kept, activation, mask)
+        y, kept = linear_ops.linear_activation(
+            x, layer.weight.value, bias, self._activation_name(), ctx.saving, mask, residual
+        )
+        if self.activation is not None:
+            ctx.save(self.activation, kept)
+        if self.dropout is not None:
+            if mask is not None and kept is y:  # that of a ReLU, which has the mask in it
+                mask = replace(mask, in_kept=True)
+            ctx.save(self.dropout, mask)
         return y
 
     @_located
-    def backward(self, dy: Array, ctx: Context, taken: list[Array | None]) -> Array:
-        dz = self._parameters(dy, ctx, taken)
+    def backward(self, dy: Array, ctx: Context) -> Array:
+        dz = self._parameters(dy, ctx)
         if self.below is None:
             return linear_ops.linear_backward_input(dz, self.first.weight.value)
-        x, behind = self.below.take(ctx)
-        taken.append(x)
-        return linear_ops.linear_backward_input_activation(dz, self.first.weight.value, *behind)
+        return linear_ops.linear_backward_input_activation(dz, self.first.weight.value, *self.below.take_behind(ctx))
 
     @_located
-    def backward_parameters(self, dy: Array, ctx: Context, taken: list[Array | None]) -> None:
-        self._parameters(dy, ctx, taken)
+    def backward_parameters(self, dy: Array, ctx: Context) -> None:
+        self._parameters(dy, ctx)
 
-    def _parameters(self, dy: Array, ctx: Context, taken: list[Array | None]) -> Array:
-        """Write the gradients of the parameters; returns the gradient in front of the activation."""
-        dz, x = self._in_front(dy, ctx, taken)
+    def _parameters(self, dy: Array, ctx: Context) -> Array:
+        """Write the gradients of the parameters; returns the gradient of the product."""
+        dz = self._in_front(dy, ctx)
+        (x,) = ctx.take(self.first)
         linear_ops.linear_backward_parameters(dz, x, *gradients(self.first.weight, self.first.bias))
         return dz
 
@@ -204,38 +183,40 @@ class ConvGroup(_Product):
         layer = self.first
         if self.activation is None:
             return layer.forward(x, ctx)
-        activation = self._activation_name()
         bias = None if layer.bias is None else layer.bias.value
-        y, kept = conv_ops.conv2d_activation(x, layer.weight.value, bias, activation, *layer.geometry)
-        ctx.save(layer, x, kept, activation, None)
+        ctx.save(layer, x)
+        y, kept = conv_ops.conv2d_activation(
+            x, layer.weight.value, bias, self._activation_name(), ctx.saving, *layer.geometry
+        )
+        ctx.save(self.activation, kept)
         return y
 
     @_located
-    def backward(self, dy: Array, ctx: Context, taken: list[Array | None]) -> Array:
+    def backward(self, dy: Array, ctx: Context) -> Array:
         layer = self.first
-        dz, size = self._parameters(dy, ctx, taken)
+        dz, size = self._parameters(dy, ctx)
         if self.below is None:
             return conv_ops.conv2d_backward_input(dz, layer.weight.value, size, *layer.geometry)
-        x, (kept, activation, _) = self.below.take(ctx)
-        taken.append(x)
+        kept, activation, _ = self.below.take_behind(ctx)
         return conv_ops.conv2d_backward_input_activation(
             dz, layer.weight.value, kept, activation, size, *layer.geometry
         )
 
     @_located
-    def backward_parameters(self, dy: Array, ctx: Context, taken: list[Array | None]) -> None:
-        self._parameters(dy, ctx, taken)
+    def backward_parameters(self, dy: Array, ctx: Context) -> None:
+        self._parameters(dy, ctx)
 
-    def _parameters(self, dy: Array, ctx: Context, taken: list[Array | None]) -> tuple[Array, Pair]:
-        """Write the gradients of the parameters; returns the gradient in front of the activation, and the size of x."""
-        dz, x = self._in_front(dy, ctx, taken)
-        return dz, self.first.write_gradients(dz, x)
+    def _parameters(self, dy: Array, ctx: Context) -> tuple[Array, Pair]:
+        """Write the gradients of the parameters; returns the gradient of the convolution, and the size of x."""
+        dz = self._in_front(dy, ctx)
+        return dz, self.first.write_gradients(dz, *ctx.take(self.first))
 
 
 class ConvNormGroup(ConvGroup):
     """Conv2d, then BatchNorm2d: in training the convolution sums up the statistics of what it stores.
 
-    In inference the normalisation takes the running statistics, and the two layers run as they are.
+    In inference the normalisation takes the running statistics, and the two layers run as they are; so they do on an
+    empty batch, which has none: the normalisation says so.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
@@ -245,25 +226,18 @@ class ConvNormGroup(ConvGroup):
     @_located
     def forward(self, x: Array, ctx: Context) -> Array:
         layer, norm = self.first, self.norm
-        if not ctx.training:
-            return norm.forward(layer.forward(x, ctx), ctx)
+        y: Array
+        if not ctx.training or 0 in x.shape:
+            y = norm.forward(layer.forward(x, ctx), ctx)
+            return y
         bias = None if layer.bias is None else layer.bias.value
-        z, mean, variance = conv_ops.conv2d_statistics(x, layer.weight.value, bias, *layer.geometry)
-        try:
-            y, rstd = norm.normalise(z, mean, variance, ctx)
-        except BPError as error:
-            raise error.at(norm.label) from error.__cause__
-        ctx.save(layer, x, z, mean, rstd)
+        ctx.save(layer, x)
+        y = norm.forward_of(*conv_ops.conv2d_statistics(x, layer.weight.value, bias, *layer.geometry), ctx)
         return y
 
-    def _parameters(self, dy: Array, ctx: Context, taken: list[Array | None]) -> tuple[Array, Pair]:
-        if ctx.training:
-            x, z, mean, rstd = ctx.take(self.first)
-            dz = self.norm.input_gradient(dy, z, mean, rstd, True)
-        else:
-            dz = self.norm.backward(dy, ctx)
-            (x,) = ctx.take(self.first)
-        return dz, self.first.write_gradients(dz, x)
+    def _in_front(self, dy: Array, ctx: Context) -> Array:
+        dz: Array = self.norm.backward(dy, ctx)
+        return dz
 
 
 # The table: layers that follow each other, each of the one type or of one of several, and what runs them. The first
@@ -282,6 +256,14 @@ PATTERNS: tuple[tuple[tuple[type[Layer] | tuple[type[Layer], ...], ...], type[Gr
 )
 
 
+def _passes(kind: type[Layer]) -> tuple[Any, Any, Any]:
+    return kind.forward, kind.backward, kind.backward_parameters
+
+
+# Those of the classes of the table, as bp has them.
+_OWN_PASSES = {kind: _passes(kind) for kind in (Linear, Conv2d, BatchNorm2d, Dropout, *ACTIVATIONS)}
+
+
 class Plan:
     """The layers of a Sequential in groups: by the table, and each alone."""
 
@@ -294,19 +276,22 @@ class Plan:
             group = _group_at(self.layers, start)
             if fused and group.takes_in(fused[-1]):
                 group.below = fused[-1]
+                group.below.taken_in = True
             fused.append(group)
             start += len(group.layers)
         self.fused = tuple(fused)
 
     def groups(self, ctx: Context) -> tuple[Group, ...]:
         """Those that a pass with this context runs, first to last."""
-        if not ctx.fuse:
-            return self.alone
+        return self.fused if ctx.fuse and not self._replaced() else self.alone
+
+    def _replaced(self) -> bool:
+        """Whether somebody set a pass of their own on one of the layers, or on a class of the table."""
         for layer in self.layers:
-            replaced = vars(layer)
-            if "forward" in replaced or "backward" in replaced or "backward_parameters" in replaced:
-                return self.alone
-        return self.fused
+            own = vars(layer)
+            if "forward" in own or "backward" in own or "backward_parameters" in own:
+                return True
+        return any(_passes(kind) != own_passes for kind, own_passes in _OWN_PASSES.items())
 
 
 def _group_at(layers: Sequence[Layer], start: int) -> Group:

@@ -7,7 +7,7 @@ import bp.ops.norm as ops
 from bp.errors import ConfigurationError, ShapeError
 from bp.initializers import Ones, Zeros
 from bp.layers.context import Context
-from bp.layers.layer import Layer
+from bp.layers.layer import Layer, _located
 from bp.layers.parameter import Buffer, Parameter, gradients
 from bp.layers.settings import number, size, size_or_none
 from bp.ops.array import Array, Shape
@@ -74,15 +74,17 @@ class _BatchNorm(_Normalisation):
         ctx.save(self, x, mean, rstd, ctx.training)
         return y
 
+    @_located
+    def forward_of(self, x: Array, mean: Array, rest: Array | None, variance: Array, ctx: Context) -> Array:
+        """`forward` in training, of an x whose statistics are known."""
+        y, rstd = ops.batch_norm_of(
+            x, mean, rest, variance, *self.scale_and_shift, *self._running(ctx), self.momentum, self.eps
+        )
+        ctx.save(self, x, mean, rstd, True)
+        return y
+
     def backward(self, dy: Array, ctx: Context) -> Array:
-        return self.input_gradient(dy, *ctx.take(self))
-
-    def normalise(self, x: Array, mean: Array, variance: Array, ctx: Context) -> tuple[Array, Array]:
-        """(y, rstd) in training, of an x whose statistics are known; it saves nothing."""
-        return ops.batch_norm_of(x, mean, variance, *self.scale_and_shift, *self._running(ctx), self.momentum, self.eps)
-
-    def input_gradient(self, dy: Array, x: Array, mean: Array, rstd: Array, training: bool) -> Array:
-        """dx, with the gradients of the parameters written."""
+        x, mean, rstd, training = ctx.take(self)
         weight, _ = self.scale_and_shift
         dweight, dbias, accumulate = gradients(self.weight, self.bias)
         return ops.batch_norm_backward(dy, x, weight, mean, rstd, dweight, dbias, accumulate, training)

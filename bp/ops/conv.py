@@ -56,6 +56,7 @@ def conv2d_activation(
     weight: Array,
     bias: Array | None,
     activation: str,
+    keep: bool,
     stride: Pair,
     padding: Padding,
     dilation: Pair,
@@ -63,9 +64,10 @@ def conv2d_activation(
 ) -> tuple[Array, Array | None]:
     """y = f(z) with z = conv2d(x, W) + b, in one pass; returns (y, kept), what the backward of f needs.
 
-    activation: one of `bp.ops.activation.FUSED_ACTIVATIONS`; kept: None for "identity", y itself for "relu", else z;
-    its backward is `bp.ops.linear.linear_activation_backward`. The rest, and the errors, as for `conv2d`;
-    ConfigurationError for another activation. In a 16-bit dtype f may be applied before z is rounded to it.
+    activation: one of `bp.ops.activation.FUSED_ACTIVATIONS`; keep: whether a backward follows; kept: None for
+    "identity" or without `keep`, y itself for "relu", else z; its backward is
+    `bp.ops.linear.linear_activation_backward`. The rest, and the errors, as for `conv2d`; ConfigurationError for
+    another activation. In a 16-bit dtype f may be applied before z is rounded to it.
     """
     _convolves("conv2d_activation", x, weight, bias, stride, padding, dilation, groups)
     is_fused("conv2d_activation", activation)
@@ -74,13 +76,14 @@ def conv2d_activation(
 @operation
 def conv2d_statistics(
     x: Array, weight: Array, bias: Array | None, stride: Pair, padding: Padding, dilation: Pair, groups: int
-) -> tuple[Array, Array, Array]:
-    """(y, mean, variance): y = conv2d(x, W) + b, and of each of its channels what a batch normalisation needs of it.
+) -> tuple[Array, Array, Array | None, Array]:
+    """(y, mean, rest, variance): y = conv2d(x, W) + b, and of each of its channels what a batch normalisation needs.
 
     mean_o = sum y[n, i, j, o] / K and variance_o = sum (y[n, i, j, o] - mean_o)^2 / K over the K = N H' W' values of a
     channel, of y as it is stored, that is rounded to its dtype; the sum of squares is one of deviations, never
-    E[y^2] - E[y]^2. mean, variance: (out,), of a precision that the device chooses, at least float32. The rest, and the
-    errors, as for `conv2d`; ShapeError also for an empty batch, which has no mean.
+    E[y^2] - E[y]^2. mean, rest, variance: (out,), of a precision that the device chooses, at least float32. rest: what
+    mean, rounded, leaves out, which shows in y - mean where the mean is far from zero; None where mean is float64.
+    Everything else, and the errors, as for `conv2d`; ShapeError also for an empty batch, which has no mean.
     """
     _convolves("conv2d_statistics", x, weight, bias, stride, padding, dilation, groups)
     if math.prod(x.shape) == 0:

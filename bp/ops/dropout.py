@@ -45,7 +45,9 @@ def _check(name: str, array: Array, rate: float) -> None:
 class Mask:
     """What draws the mask of one dropout, for an operation that drops elements of its result on the way.
 
-    The fields are the arguments of `dropout`, which draws the very same mask from them.
+    The first four fields are the arguments of `dropout`, which draws the very same mask from them. in_kept: in the
+    gradient of a ReLU and its dropout, whether the array that was kept is zero wherever an element was dropped: then
+    its zeros are the mask, which need not be drawn again, and what is left to apply is the scale.
     Raises ConfigurationError for a rate outside [0, 1).
     """
 
@@ -53,6 +55,7 @@ class Mask:
     call_site: int
     first_element: int
     rate: float
+    in_kept: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate < 1:

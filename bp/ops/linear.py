@@ -10,9 +10,10 @@ then dx = dz W and dW = dz^T x as for any linear layer. Where x itself came out 
 gradient in front of that activation is (dz W)_i m_i f'(z_below_i): elementwise on the result of the product, and done
 in the same pass (`linear_backward_input_activation`). The residual receives dy as it is.
 
-What f' is taken from is `kept`: nothing for "identity" (f' = 1); for "relu" the result y after the mask, since y > 0
-exactly where z > 0 and the element was kept (1 / q >= 1 does not round a positive number to zero), so that m f' is
-1 / q where y > 0 or NaN, else 0; for "gelu", "gelu_tanh" and "silu", which fall and rise, z.
+What f' is taken from is `kept`: nothing for "identity" (f' = 1); for "gelu", "gelu_tanh" and "silu", which fall and
+rise, z; for "relu" the result y, before or after the mask, f' being 1 where y > 0 or NaN, else 0. After the mask y > 0
+exactly where z > 0 and the element was not dropped (1 / q >= 1 does not round a positive number to zero), so that m f'
+is 1 / q there, else 0: a mask that is told so (`Mask.in_kept`) is not drawn again.
 """
 
 from bp.errors import ConfigurationError
@@ -39,14 +40,15 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
 
 @operation
 def linear_activation(
-    x: Array, weight: Array, bias: Array | None, activation: str, mask: Mask | None, residual: Array | None
+    x: Array, weight: Array, bias: Array | None, activation: str, keep: bool, mask: Mask | None, residual: Array | None
 ) -> tuple[Array, Array | None]:
     """y = m f(x W^T + b) + residual in one pass; returns (y, kept), what the backward of f needs (see above).
 
     x: (..., in); weight: (out, in); bias: (out,) or None; activation: one of `bp.ops.activation.FUSED_ACTIVATIONS`,
-    where "gelu" is `gelu` with approximate "none" and "gelu_tanh" with "tanh"; mask: that of a dropout of y, whose
-    elements have the indices of y.ravel() (None: no dropout); residual: of the shape and dtype of y, or None.
-    Returns y: (..., out), and kept: None for "identity", y itself for "relu", else z, of the shape and dtype of y.
+    where "gelu" is `gelu` with approximate "none" and "gelu_tanh" with "tanh"; keep: whether a backward follows; mask:
+    that of a dropout of y, whose elements have the indices of y.ravel() (None: no dropout); residual: of the shape and
+    dtype of y, or None. Returns y: (..., out), and kept: None for "identity" or without `keep`, y itself for "relu",
+    else z, of the shape and dtype of y.
     In a 16-bit dtype f may be applied before z is rounded to it. An element that the mask drops is 0 also where it is
     not finite.
     Raises ShapeError or DtypeError where these do not fit, ConfigurationError for another activation, or where a
@@ -69,13 +71,13 @@ def linear_activation(
 def linear_activation_backward(dy: Array, kept: Array | None, activation: str, mask: Mask | None) -> Array:
     """dz = dy m f'(z), elementwise: the gradient in front of the activation, f' from `kept` (see above).
 
-    dy: any shape; kept: as `linear_activation` gave it, of that shape, None for "identity"; mask: that of the forward.
+    dy: any shape; kept: as `linear_activation` gave it, of that shape, None for "identity"; mask: that of the forward,
+    which may be in_kept for "relu" only (ConfigurationError).
     Returns dz of the shape of dy; for "identity" without a mask that is dy itself.
     """
     floating("linear_activation_backward", "dy", dy)
     has_kept("linear_activation_backward", kept, activation, "dy", dy, dy.shape)
-    if mask is not None:
-        same_device("linear_activation_backward", "mask.control", mask.control, "dy", dy)
+    _gradient_mask("linear_activation_backward", mask, activation, dy)
 
 
 @operation
@@ -95,7 +97,7 @@ def linear_backward_input_activation(
 ) -> Array:
     """dz = (dy W) m f'(z): the gradient of this layer's input x = m f(z), carried on to z in the same pass.
 
-    z, f and m belong to the layer below; kept and mask are those of its `linear_activation`. dy: (..., out);
+    z, f and m belong to the layer below; kept and mask are as in its `linear_activation_backward`. dy: (..., out);
     weight: (out, in); kept: (..., in), or None for "identity"; returns dz: (..., in). In a 16-bit dtype dy W may stay
     wider until it has been multiplied.
     """
@@ -104,8 +106,7 @@ def linear_backward_input_activation(
     floating(name, "weight", weight)
     same_dtype(name, weight=weight, dy=dy)
     has_kept(name, kept, activation, "dy", dy, (*dy.shape[:-1], weight.shape[1]))
-    if mask is not None:
-        same_device(name, "mask.control", mask.control, "dy", dy)
+    _gradient_mask(name, mask, activation, dy)
 
 
 @operation
@@ -127,3 +128,11 @@ def linear_backward_parameters(
     has_shape("linear_backward_parameters", "dbias", dbias, dy.shape[-1:])
     contiguous("linear_backward_parameters", "dweight", dweight)
     contiguous("linear_backward_parameters", "dbias", dbias)
+
+
+def _gradient_mask(name: str, mask: Mask | None, activation: str, dy: Array) -> None:
+    if mask is None:
+        return
+    same_device(name, "mask.control", mask.control, "dy", dy)
+    if mask.in_kept and activation != "relu":
+        raise ConfigurationError(f"{name} expected a mask that is in_kept with 'relu' only, got {activation!r}")

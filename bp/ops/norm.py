@@ -234,6 +234,7 @@ def batch_norm(
 def batch_norm_of(
     x: Array,
     mean: Array,
+    rest: Array | None,
     variance: Array,
     gamma: Array | None,
     beta: Array | None,
@@ -244,13 +245,15 @@ def batch_norm_of(
 ) -> tuple[Array, Array]:
     """`batch_norm` in training of an x whose statistics are known: whoever made x took them; returns (y, rstd).
 
-    mean, variance: (C,), of the values of each channel of x, the variance divided by their count n, as
-    `bp.ops.conv.conv2d_statistics` gives them. y = gamma (x - mean) rstd + beta; the running statistics, unless None,
-    are updated as by `batch_norm`. mean depends on x as there, so `batch_norm_backward` with training True is the
-    backward. x, y: (N, ..., C); the others: (C,). Errors as for `batch_norm`.
+    mean, rest, variance: (C,), of the values of each channel of x, the mean rounded and what that leaves out (None:
+    nothing), the variance divided by their count n, as `bp.ops.conv.conv2d_statistics` gives them.
+    y = gamma (x - mean - rest) rstd + beta; the running statistics, unless None, are updated as by `batch_norm`. mean
+    depends on x as there, so `batch_norm_backward` with training True and the rounded mean is the backward.
+    x, y: (N, ..., C); the others: (C,). Errors as for `batch_norm`.
     """
     _channels_last("batch_norm_of", x)
     has_shape("batch_norm_of", "mean", mean, x.shape[-1:])
+    has_shape("batch_norm_of", "rest", rest, x.shape[-1:])
     has_shape("batch_norm_of", "variance", variance, x.shape[-1:])
     _normalises("batch_norm_of", x, gamma, beta, running_mean, running_var)
     _has_variance("batch_norm_of", x)

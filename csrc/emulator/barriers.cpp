@@ -15,7 +15,7 @@ namespace emulator {
 namespace {
 
 constexpr std::uint64_t mark = 0x6d62617272696572;  // beside the number, in the 8 bytes
-constexpr unsigned most_count = (1u << 20) - 1, most_bytes = (1u << 20) - 1;
+constexpr unsigned most_count = (1u << 20) - 1, most_bytes = (1u << 20) - 1;  // bytes: of a phase, either way
 
 struct LandedLoad {
     char* shared;
@@ -33,6 +33,7 @@ struct Barrier {
     unsigned phase;       // how many are over
     unsigned missing;     // arrivals in the running one
     long long bytes;      // announced and not landed; less than 0: landed before they were announced
+    long long announced;  // in the running phase: all of them may be pending at once
     std::vector<Thread*> waiting;
     std::vector<LandedLoad> unseen;  // landed, and no thread has waited for them
     Clocks arrived, over;            // what was done before the arrivals of this phase, and of those before it
@@ -71,6 +72,7 @@ void end_phase_if_over(Barrier& barrier) {
     if (barrier.missing != 0 || barrier.bytes != 0) return;
     ++barrier.phase;
     barrier.missing = barrier.count;
+    barrier.announced = 0;
     if (has_detector()) detector_join(barrier.over, barrier.arrived);
     barrier.arrived.clear();
     if (!barrier.waiting.empty()) show_loads(barrier);
@@ -119,6 +121,9 @@ void bytes_landed(unsigned number, unsigned phase, char* shared, std::size_t byt
                     "loaded", name.c_str(), phase, bytes);
     barrier.bytes -= static_cast<long long>(bytes);
     barrier.unseen.push_back({shared, bytes, site});
+    if (barrier.bytes < -static_cast<long long>(most_bytes))
+        fault(site, "%s: in phase %u %lld bytes have landed that were not announced; a barrier counts to %u",
+              name.c_str(), phase, -barrier.bytes, most_bytes);
     if (barrier.missing == 0 && barrier.bytes < 0)
         fault(site, "%s: in phase %u more bytes have landed than were announced: %lld", name.c_str(), phase,
               -barrier.bytes);
@@ -167,8 +172,11 @@ void barrier_arrive(void* address, unsigned bytes, Site site) {
     if (barrier.missing == 0)
         fault(site, "%s: an arrival beyond its count of %u, in phase %u, which waits for %lld bytes alone",
               name_of(barrier).c_str(), barrier.count, barrier.phase, barrier.bytes);
-    if (bytes > most_bytes) fault(site, "%u bytes: a barrier counts up to %u", bytes, most_bytes);
     barrier.bytes += bytes;
+    barrier.announced += bytes;
+    if (barrier.announced > most_bytes)
+        fault(site, "%s: in phase %u %lld bytes are announced with these %u; a barrier counts to %u",
+              name_of(barrier).c_str(), barrier.phase, barrier.announced, bytes, most_bytes);
     --barrier.missing;
     if (barrier.missing == 0 && barrier.bytes < 0)
         fault(site, "%s: in phase %u more bytes have landed than were announced: %lld", name_of(barrier).c_str(),

@@ -10,8 +10,6 @@ namespace {
 
 constexpr const char* block_barrier_name = "__syncthreads";
 
-bool same(Site a, Site b) { return a.line == b.line && (a.file == b.file || !std::strcmp(a.file, b.file)); }
-
 // When all threads that have not exited have arrived.
 void release_block_if_complete() {
     BlockBarrier& barrier = launch.barrier;

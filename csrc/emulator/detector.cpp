@@ -29,11 +29,15 @@ constexpr std::uint32_t pending = ~0u;  // the epoch of bytes that a copy will w
 constexpr std::size_t shadow_page = 4096;
 constexpr std::size_t most_pages = 8192;  // of shadow kept from launch to launch
 
+// How global memory was written: by the copy engine, whose writes are not there before its thread has waited for them.
+enum class Path : std::uint8_t { ordinary, asynchronous, asynchronous_unwaited };
+
 struct Writer {
     std::uint32_t epoch, clock;
     std::int32_t place;  // relative to the kernel's entry
     std::uint16_t thread;
     bool atomic;
+    Path path;
 };
 
 // The reads of one epoch: those lanes of one warp, or (spread) an entry for each warp in the table.
@@ -100,6 +104,7 @@ struct Event {
 // That a thread made what it had stored visible to them.
 struct Fence {
     std::uint32_t epoch, clock;
+    std::uint32_t block;  // the first epoch of its block
 };
 
 std::uint32_t epoch = 1, first_of_block = 1, first_of_launch = 1;
@@ -114,7 +119,8 @@ std::vector<std::uint32_t> clocks, known, known_epoch;
 unsigned columns = 0;  // of a row of `known`: threads, and agents where the kernel may have any
 Clocks published[named_barriers];
 std::vector<WarpReaders> tables;
-std::vector<Fence> fences[most_threads];
+std::vector<Fence> fences[most_threads];         // of the block, for shared memory
+std::vector<Fence> global_fences[most_threads];  // of the launch, for global memory
 // While a warpgroup does something together: what all of its threads know. Else that of the running thread counts.
 const std::uint32_t* known_together = nullptr;
 
@@ -208,6 +214,32 @@ bool is_fenced(const Writer& writer) {
     return fence != all.end() && (fence->epoch < epoch || ordered(writer.thread, fence->clock));
 }
 
+// The same of a write to global memory, which may be that of an earlier block.
+bool is_globally_fenced(const Writer& writer) {
+    const std::vector<Fence>& all = global_fences[writer.thread];
+    const auto fence = std::lower_bound(all.begin(), all.end(), writer, [](const Fence& f, const Writer& w) {
+        return f.epoch < w.epoch || (f.epoch == w.epoch && f.clock < w.clock);
+    });
+    return fence != all.end() && fence->block <= writer.epoch &&
+           (fence->epoch < epoch || ordered(writer.thread, fence->clock));
+}
+
+// Of a write to global memory by the launch that runs.
+void check_path(const Writer& writer, const Event& event) {
+    const int thread = writer.epoch < first_of_block ? -1 : writer.thread;
+    if (writer.path == Path::asynchronous_unwaited)
+        fail_at(event.place, reinterpret_cast<void*>(event.address), absolute(writer.place),
+                "missing wait: these bytes of global memory are the target of the store at {1}, and its thread has not "
+                "waited until it had written them (wait_stores_read waits until it has read shared memory); else they "
+                "are there when the kernel has ended");
+    if (event.asynchronous && writer.path == Path::ordinary && !is_globally_fenced(writer))
+        fail_at(event.place, reinterpret_cast<void*>(event.address), absolute(writer.place),
+                "missing fence.proxy.async for global memory: this %s goes past the ordinary path, and %s, which wrote "
+                "these bytes at {1} in the same kernel, did not execute it after that (fence_async_proxy() is for "
+                "shared memory)",
+                event.name, name_of(thread).text);
+}
+
 void check_writer(const Region& region, const Cell& cell, const Event& event) {
     const Writer& writer = cell.writer;
     if (writer.epoch == pending)
@@ -238,6 +270,7 @@ void check_writer(const Region& region, const Cell& cell, const Event& event) {
                 "missing fence_async_proxy(): this %s goes past the ordinary path, and %s, which stored these bytes at "
                 "{1}, did not call it between that and the barrier",
                 event.name, name_of(writer.thread).text);
+    if (!region.shared && writer.epoch >= first_of_launch) check_path(writer, event);
 }
 
 void check_readers(const Region& region, const Cell& cell, const Event& event) {
@@ -325,7 +358,8 @@ void check(Region& region, std::size_t bytes, Event event, Actor actor) {
         } else {
             check_readers(region, cell, event);
             cell.writer = {epoch, actor.clock, place, static_cast<std::uint16_t>(actor.index),
-                           event.kind == Access::atomic};
+                           event.kind == Access::atomic,
+                           event.asynchronous ? Path::asynchronous_unwaited : Path::ordinary};
         }
     });
 }
@@ -379,7 +413,9 @@ void global_access(std::size_t bytes, const Event& event) {
                                           : static_cast<long long>(event.address + bytes - page.valid_end),
                     at < page.valid_begin ? "before" : "past the end of",
                     static_cast<unsigned long long>(page.valid_end - page.valid_begin));
-        check(page, part, {event.kind, at, event.place, event.whole, event.name}, running_thread());
+        Event of_part = event;
+        of_part.address = at;
+        check(page, part, of_part, running_thread());
         done += part;
     }
 }
@@ -420,6 +456,7 @@ void detector_launch_begins() {
     known.resize(count * columns);
     known_epoch.assign(count, 0);
     first_of_launch = epoch + 1;
+    for (std::vector<Fence>& all : global_fences) all.clear();
     active = true;
 }
 
@@ -525,7 +562,32 @@ bool detector_follows(const Stamp& earlier) {
 
 void detector_fence() {
     const unsigned self = launch.current->index;
-    fences[self].push_back({epoch, clocks[self]++});
+    fences[self].push_back({epoch, clocks[self]++, first_of_block});
+}
+
+void detector_global_fence() {
+    const unsigned self = launch.current->index;
+    global_fences[self].push_back({epoch, clocks[self]++, first_of_block});
+}
+
+void detector_copy(Access kind, const void* global, std::size_t bytes, const char* name, const void* place) {
+    const auto at = reinterpret_cast<std::uintptr_t>(place);
+    if (launch.overdue) time_is_up(at - 1);
+    global_access(bytes, {kind, reinterpret_cast<std::uintptr_t>(global), at, true, name, true});
+}
+
+void detector_copy_written(void* global, std::size_t bytes) {
+    const Actor self = running_thread();
+    for (std::uintptr_t at = reinterpret_cast<std::uintptr_t>(global), end = at + bytes; at < end;) {
+        Region& page = page_of(at);
+        const std::size_t part = std::min<std::size_t>(end - at, page.begin + shadow_page - at);
+        for_cells(page, at, part, [=](Cell& cell) {
+            cell.writer.epoch = epoch;
+            cell.writer.clock = self.clock;
+            cell.writer.path = Path::asynchronous;
+        });
+        at += part;
+    }
 }
 
 void detector_load_pending(char* shared, std::size_t bytes, unsigned barrier, const void* place) {

@@ -42,6 +42,12 @@ bool detector_follows(const Stamp& earlier);
 
 // fence.proxy.async: what the running thread has stored is visible to the copy engine and the tensor cores.
 void detector_fence();
+void detector_global_fence();  // likewise what it has written to global memory
+
+// What the copy engine does to global memory, on behalf of the running thread and past the ordinary path. Between a
+// write and the thread's wait for it nobody may touch the bytes.
+void detector_copy(Access kind, const void* global, std::size_t bytes, const char* name, const void* place);
+void detector_copy_written(void* global, std::size_t bytes);
 
 // Loads of the copy engine. Nobody touches the bytes before a thread has waited for the barrier's phase; then a thread
 // may that is ordered after such a wait. phase: how many are over with it.

@@ -4,6 +4,7 @@
 #include <csetjmp>
 #include <csignal>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "fiber.hpp"
@@ -133,6 +134,8 @@ struct Launch {
 
 extern Launch launch;
 
+inline bool same(Site a, Site b) { return a.line == b.line && (a.file == b.file || !std::strcmp(a.file, b.file)); }
+
 // Scheduling (scheduler.cpp).
 void run_block(unsigned long long block);
 void suspend(const char* waiting_for, Site site);  // the running thread waits until resume()
@@ -159,7 +162,9 @@ void expect_all_seen();  // the loads, when the block has ended
 // The copy engine (tensor_copies.cpp).
 void reset_copies();
 void land_one_load();
-void read_some_store();
+void some_store_goes_on();
+void forget_stores();     // of a launch that went wrong
+void write_all_stores();  // when the launch ends
 void stores_go_on();  // after a barrier of the block, for the detector
 void expect_all_landed();  // when the block has ended
 void expect_stores_read(const Thread& thread);  // when it has ended
@@ -169,6 +174,9 @@ void reset_products();
 void products_go_on();
 void check_accumulators(const void* local, std::size_t bytes, const void* place);
 void expect_products_done(const Thread& thread);  // when it has ended
+void expect_steps_by_all();                        // when the block has
+constexpr const char* take_registers_name = "take_registers";
+int describe_registers_wait(char* text, std::size_t size, const Thread& thread);  // as snprintf
 
 // Collectives that wait for threads which exit (collectives.cpp).
 void reset_collectives();

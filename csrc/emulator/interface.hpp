@@ -85,18 +85,22 @@ void load_pixels(void* shared, const void* map, void* barrier, const int* at, un
                  Site site);
 void store_box(const void* map, const void* shared, const int* at, int rank, Site site);
 void commit_stores();
-void wait_stores(unsigned groups_in_flight);
-void fence_async_proxy();
+// Until they have read shared memory; until_written: until they have written global memory too, which is seen by this
+// thread then, and by those that are ordered after it.
+void wait_stores(unsigned groups_in_flight, bool until_written = false);
+void fence_async_proxy();         // for what this thread has stored to shared memory
+void fence_async_proxy_global();  // likewise to global memory
 void prefetch_tensor_map(const void* map, Site site);
 
 // wgmma: what a descriptor holds of a tile's address; the four instructions; setmaxnreg.
 enum class Factor { float16, bfloat16, tf32, e4m3, e5m2 };
 unsigned tile_address(const void* tile, Site site);
-void warpgroup_fence();
+void warpgroup_fence(Site site);
 void warpgroup_multiply(Factor a, Factor b, bool a_is_mn_major, bool b_is_mn_major, float* d, unsigned registers,
                         unsigned long long descriptor_a, unsigned long long descriptor_b, bool accumulate, Site site);
-void warpgroup_commit();
+void warpgroup_commit(Site site);
 void warpgroup_wait(unsigned groups_in_flight, Site site);
-void set_registers(unsigned registers, Site site);
+void give_registers_back(unsigned registers, Site site);
+void take_registers(unsigned registers, Site site);
 
 }  // namespace emulator

@@ -83,7 +83,9 @@ extern "C" int bp_launch(const Request* request, Report* report) {
     if (!failed) {
         launch.active = true;
         run_blocks(launch.request);
+        write_all_stores();
     }
+    forget_stores();
     launch.active = false;
     launch.copies_abandoned |= failed;
     detector_launch_ends();

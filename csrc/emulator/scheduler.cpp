@@ -28,7 +28,7 @@ void run_unstarted();
 Fiber* next_fiber() {
     const unsigned long long seed = launch.request.seed;
     if (seed && launch.loads_pending && random_below(4) == 0) land_one_load();
-    if (seed) read_some_store();
+    if (seed) some_store_goes_on();
     // What the copy engine loads lands at the latest when nobody could go on without it.
     while (launch.loads_pending && launch.ready.size() == launch.first_ready &&
            launch.started == launch.thread_count && launch.exited < launch.thread_count)
@@ -51,6 +51,7 @@ Fiber* next_fiber() {
 
 void continue_with(Fiber* next) {
     Fiber* self = launch.running;
+    if (next == self) return;  // a load that landed just now has let this very thread go on
     launch.running = next;
     switch_fiber(*self, *next);
 }
@@ -111,6 +112,8 @@ void run_unstarted() {
         used = std::min(used, static_cast<int>(sizeof text) - 1);
         if (place.name == barrier_wait_name && rest() > 1)
             used += describe_barrier_wait(text + used, rest(), place.first->waiting_barrier);
+        if (!std::strcmp(place.name, take_registers_name) && rest() > 1)
+            used += describe_registers_wait(text + used, rest(), *place.first);
         used = std::min(used, static_cast<int>(sizeof text) - 1);
     }
     fail("deadlock: %u of %u threads have exited, the others wait for ever: %s", launch.exited, launch.thread_count,
@@ -176,6 +179,7 @@ void run_block(unsigned long long block) {
     if (launch.exited < launch.thread_count) report_deadlock();
     expect_all_landed();
     expect_all_seen();
+    expect_steps_by_all();
 }
 
 bool is_shared(const void* address, std::size_t bytes) {

@@ -2,7 +2,8 @@
 //
 // A load takes its data from global memory when it is started, and brings it to shared memory at a moment that the
 // scheduler chooses: at the latest when no thread could go on without it. A store reads its shared memory at the latest
-// when its thread waits for that.
+// when its thread waits for that, and writes global memory at the latest when its thread waits for the whole of it, or
+// else at the end of the launch.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -24,7 +25,7 @@ struct Map {
     std::uint16_t box[5];      // elements in each dimension; channels and pixels where is_im2col
     std::uint8_t steps[5];     // between elements of the box
     std::int8_t lower[2], upper[2];  // where is_im2col: the corners, w and h
-    std::uint8_t rank, element_bytes, swizzle_bytes, is_im2col;
+    std::uint8_t rank, element_bytes, swizzle_bytes, is_im2col, rounds_to_tf32;
 
     std::int64_t size(unsigned dimension) const { return std::int64_t(last[dimension]) + 1; }
     // Elements of the box along a dimension: with steps, those that are hit.
@@ -48,13 +49,23 @@ struct Store {
     std::size_t bytes;
     Thread* thread;
     unsigned group;
-    bool is_read;
+    bool is_read, is_written;
+    std::vector<char> data;  // from the one to the other
     Site site;
     const void* place;
+    bool of_earlier_block;
 };
 
 std::vector<Load> loads;
-std::vector<Store> stores;
+std::vector<Store> stores;     // nobody has waited until they had read
+std::vector<Store> unwritten;  // somebody has, and nobody until they had written
+
+// What a load through a map of tf32 makes of a float: 10 bits of mantissa, to the nearest, ties to even; NaN and
+// infinity stay as they are. kernels/linear_wgmma_tf32.cu says what of this is known and what is assumed.
+std::uint32_t rounded_to_tf32(std::uint32_t bits) {
+    if ((bits & 0x7f800000u) == 0x7f800000u) return bits;
+    return (bits + 0xfffu + (bits >> 13 & 1)) & 0xffffe000u;
+}
 
 // Where in shared memory the chunk at this offset of a box lies: swizzling exchanges chunks by bits of the address
 // itself.
@@ -147,8 +158,15 @@ void load(void* shared, const Map& map, void* barrier, const char* name, const v
     const bool detector = launch.request.kernel->detector;
     each([&](std::size_t offset, std::size_t skipped, std::uint64_t from, std::size_t count) {
         const void* source = reinterpret_cast<const void*>(from);
-        if (detector) detector_access(Access::read, source, count * map.element_bytes, place, false);
-        std::memcpy(&load.data[offset + skipped * map.element_bytes], source, count * map.element_bytes);
+        if (detector) detector_copy(Access::read, source, count * map.element_bytes, "load", place);
+        char* const to = &load.data[offset + skipped * map.element_bytes];
+        std::memcpy(to, source, count * map.element_bytes);
+        for (std::size_t i = 0; map.rounds_to_tf32 && i < count; ++i) {
+            std::uint32_t bits;
+            std::memcpy(&bits, to + i * sizeof bits, sizeof bits);
+            bits = rounded_to_tf32(bits);
+            std::memcpy(to + i * sizeof bits, &bits, sizeof bits);
+        }
     });
     if (detector) detector_load_pending(load.shared, bytes, number, place);
     loads.push_back(std::move(load));
@@ -162,16 +180,24 @@ void land(const Load& load) {
     bytes_landed(load.barrier, load.phase, load.shared, load.data.size(), load.site);
 }
 
-// Reads the shared memory, and writes the array.
-void carry_out(const Store& store) {
-    std::vector<char> data(store.bytes);
+void read(Store& store) {
+    if (store.is_read) return;
+    store.is_read = true;
+    store.data.resize(store.bytes);
     const auto base = reinterpret_cast<std::uintptr_t>(store.shared);
     for (std::size_t at = 0; at < store.bytes; at += chunk)
-        std::memcpy(&data[at], reinterpret_cast<const void*>(swizzled(base + at, store.map.swizzle_bytes)), chunk);
+        std::memcpy(&store.data[at], reinterpret_cast<const void*>(swizzled(base + at, store.map.swizzle_bytes)),
+                    chunk);
+}
+
+void write(Store& store) {
+    if (store.is_written) return;
+    store.is_written = true;
     for_rows(store.map, store.at, [&](std::size_t offset, std::size_t skipped, std::uint64_t to, std::size_t count) {
-        std::memcpy(reinterpret_cast<void*>(to), &data[offset + skipped * store.map.element_bytes],
+        std::memcpy(reinterpret_cast<void*>(to), &store.data[offset + skipped * store.map.element_bytes],
                     count * store.map.element_bytes);
     });
+    std::vector<char>().swap(store.data);
 }
 
 unsigned warp_of(const Store& store) { return store.thread->index / warp_lanes; }
@@ -182,6 +208,20 @@ void reset_copies() {
     loads.clear();
     stores.clear();
     launch.loads_pending = 0;
+    unwritten.erase(std::remove_if(unwritten.begin(), unwritten.end(), [](const Store& s) { return s.is_written; }),
+                    unwritten.end());
+    for (Store& store : unwritten) store.of_earlier_block = true;
+}
+
+void forget_stores() { unwritten.clear(); }
+
+void write_all_stores() {
+    for (Store& store : unwritten) {
+        launch.current = store.thread;  // for a report
+        write(store);
+    }
+    launch.current = nullptr;
+    unwritten.clear();
 }
 
 void land_one_load() {
@@ -193,11 +233,16 @@ void land_one_load() {
     land(load);
 }
 
-void read_some_store() {
-    if (stores.empty() || random_below(4) != 0) return;
-    Store& store = stores[random_below(stores.size())];  // it stays until its thread has waited
-    if (!store.is_read) carry_out(store);
-    store.is_read = true;
+// One reads, or one that has read writes; it stays until its thread has waited.
+void some_store_goes_on() {
+    const std::size_t count = stores.size() + unwritten.size();
+    if (count == 0 || random_below(4) != 0) return;
+    const std::size_t which = random_below(count);
+    Store& store = which < stores.size() ? stores[which] : unwritten[which - stores.size()];
+    if (store.is_read)
+        write(store);
+    else
+        read(store);
 }
 
 void expect_all_landed() {
@@ -242,6 +287,7 @@ void load_pixels(void* shared, const void* address, void* barrier, const int* at
 void store_box(const void* address, const void* shared, const int* at, int rank, Site site) {
     const Map map = map_at(address, "store_box", site);
     if (map.is_im2col) fault(site, "store_box: the map is one of pixels, which cannot be stored");
+    if (map.rounds_to_tf32) fault(site, "store_box: the map rounds what is loaded to tf32, and has no model of stores");
     if (map.rank != rank) fault(site, "store_box: %d coordinates, and the map has %u dimensions", rank, map.rank);
     Store store{};
     store.map = map;
@@ -257,31 +303,47 @@ void store_box(const void* address, const void* shared, const int* at, int rank,
         detector_agent_reads(store.shared, store.bytes, agent_of_stores(warp_of(store)), store.group + 1, "store",
                              store.place);
         for_rows(map, at, [&](std::size_t, std::size_t, std::uint64_t to, std::size_t count) {
-            detector_access(Access::write, reinterpret_cast<void*>(to), count * map.element_bytes, store.place, false);
+            detector_copy(Access::write, reinterpret_cast<void*>(to), count * map.element_bytes, "store", store.place);
         });
     }
-    stores.push_back(store);
+    stores.push_back(std::move(store));
 }
 
 void commit_stores() { ++launch.current->store_groups; }
 
-void wait_stores(unsigned groups_in_flight) {
+void wait_stores(unsigned groups_in_flight, bool until_written) {
     Thread& self = *launch.current;
-    std::vector<Store> rest;
-    for (const Store& store : stores) {
-        const bool over = store.thread == &self && store.group + groups_in_flight < self.store_groups;
-        if (!over)
-            rest.push_back(store);
-        else if (!store.is_read)
-            carry_out(store);
+    const auto goes_on = [&](const Store& store) {
+        return store.of_earlier_block || store.thread != &self || store.group + groups_in_flight >= self.store_groups;
+    };
+    const auto waited_for = std::stable_partition(stores.begin(), stores.end(), goes_on);
+    for (auto store = waited_for; store != stores.end(); ++store) {
+        read(*store);
+        unwritten.push_back(std::move(*store));
     }
-    stores.swap(rest);
+    stores.erase(waited_for, stores.end());
+    if (until_written) {
+        const auto written = std::stable_partition(unwritten.begin(), unwritten.end(), goes_on);
+        for (auto store = written; store != unwritten.end(); ++store) {
+            write(*store);
+            if (launch.request.kernel->detector)
+                for_rows(store->map, store->at,
+                         [&](std::size_t, std::size_t, std::uint64_t to, std::size_t count) {
+                             detector_copy_written(reinterpret_cast<void*>(to), count * store->map.element_bytes);
+                         });
+        }
+        unwritten.erase(written, unwritten.end());
+    }
     if (launch.request.kernel->detector && self.store_groups > groups_in_flight)
         detector_agent_done(agent_of_stores(self.index / warp_lanes), self.store_groups - groups_in_flight, self.index);
 }
 
 void fence_async_proxy() {
     if (launch.request.kernel->detector) detector_fence();
+}
+
+void fence_async_proxy_global() {
+    if (launch.request.kernel->detector) detector_global_fence();
 }
 
 void prefetch_tensor_map(const void* address, Site site) { map_at(address, "prefetch_tensor_map", site); }

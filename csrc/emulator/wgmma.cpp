@@ -20,7 +20,8 @@ constexpr unsigned rows = 64, depth_bytes = 32, chunk = 16;
 constexpr unsigned most_columns = 256;
 constexpr unsigned poison = 0x7f8cacc5;  // a signalling NaN: any arithmetic makes it a quiet one
 constexpr const char* multiply_name = "warpgroup_multiply";
-constexpr const char* registers_name = "setmaxnreg";
+constexpr unsigned warpgroup_warps = warpgroup_threads / warp_lanes;
+constexpr unsigned all_registers = 65536, most_registers = 256;  // of a multiprocessor; of a thread
 
 // The accumulators of the threads, while products add to them.
 struct Sums {
@@ -52,22 +53,39 @@ struct Call {
     unsigned registers;
     unsigned long long descriptor_a, descriptor_b;
     bool is_same(const Call& o) const {
-        return name == o.name && site.line == o.site.line && !std::strcmp(site.file, o.site.file) && a == o.a &&
-               b == o.b && a_is_mn_major == o.a_is_mn_major && b_is_mn_major == o.b_is_mn_major &&
-               registers == o.registers;
+        return name == o.name && same(site, o.site) && a == o.a && b == o.b && a_is_mn_major == o.a_is_mn_major &&
+               b_is_mn_major == o.b_is_mn_major && registers == o.registers;
     }
+};
+
+// A fence, a commit or a wait, which the threads of a warp execute together.
+struct Step {
+    const char* name;
+    Site site;
+    unsigned groups;  // of a wait: how many stay in flight
+    bool is_same(const Step& o) const { return name == o.name && same(site, o.site) && groups == o.groups; }
+};
+
+struct WarpSteps {
+    Step step{};  // where `arrived` lanes are
+    unsigned arrived = 0;
+    std::size_t done = 0;  // of Warpgroup::steps
 };
 
 struct Warpgroup {
     unsigned arrived = 0;
     Call call{};
     float* d[warpgroup_threads];
-    unsigned registers = 0;      // by setmaxnreg; 0: it was not called
+    unsigned registers = 0;  // of each thread; 0: what the launch gave it
+    unsigned wanted = 0;     // while it waits for more: how many there will be
     std::vector<Product> products;  // oldest first
     std::vector<std::unique_ptr<Sums>> sums;
+    std::vector<Step> steps;  // that some of its warps have executed since the last product, and not all of them
+    WarpSteps warps[warpgroup_warps];
 };
 
 Warpgroup warpgroups[most_warpgroups];
+unsigned pool = 0;  // registers for each thread of one warpgroup: given back, and not taken
 bool is_used = false;
 
 unsigned group_of(const Thread& thread) { return thread.index / warpgroup_threads; }
@@ -228,10 +246,9 @@ Sums* take_sums(Warpgroup& warpgroup, const Call& call, unsigned first, Site sit
         fault(site, "products of %u and of %u columns add to the same accumulators, with no wait in between",
               2 * sums->registers, 2 * call.registers);
     if (sums) return sums;
-    for (unsigned thread = 0; thread < warpgroup_threads; ++thread)
-        if (!launch.threads[first + thread].product_fence)
-            fault(site, "warpgroup_fence() is missing before this product, which adds to accumulators that other code "
-                        "may have touched since the last wait");
+    if (!launch.current->product_fence)  // all threads have called it together, or none has
+        fault(site, "warpgroup_fence() is missing before this product, which adds to accumulators that other code may "
+                    "have touched since the last wait");
     warpgroup.sums.push_back(std::make_unique<Sums>());
     sums = warpgroup.sums.back().get();
     sums->registers = call.registers;
@@ -250,14 +267,35 @@ Sums* take_sums(Warpgroup& warpgroup, const Call& call, unsigned first, Site sit
 
 // Collectives of a warpgroup ---------------------------------------------------------------------------------
 
+unsigned warp_of(const Thread& thread) { return thread.index % warpgroup_threads / warp_lanes; }
+
+Warpgroup& whole_warpgroup(const char* name, Site site) {
+    const unsigned number = group_of(*launch.current);
+    if ((number + 1) * warpgroup_threads > launch.thread_count)
+        fault(site, "%s by a thread of no whole warpgroup: the block has %u threads", name, launch.thread_count);
+    is_used = true;
+    return warpgroups[number];
+}
+
+// A lane of the running thread's warp that has exited, as a thread of the block; -1: there is none.
+int exited_lane(unsigned warp) {
+    const unsigned exited = ~launch.warps[warp].present;
+    return exited ? static_cast<int>(warp * warp_lanes + static_cast<unsigned>(__builtin_ctz(exited))) : -1;
+}
+
+[[noreturn]] void diverged(const char* name, Site site, const Step& other, const char* who) {
+    fault(site, "divergent %s: %s in %s at %s:%d, and all threads of a warpgroup execute the same one, those of a warp "
+                "together",
+          name, who, other.name, other.site.file, other.site.line);
+}
+
 // Waits until all 128 threads have come to the same call. True in the one that came last.
-bool meet(Warpgroup& warpgroup, const Call& call, float* d) {
+bool meet(const Call& call, float* d) {
+    Warpgroup& warpgroup = whole_warpgroup(call.name, call.site);
     Thread& self = *launch.current;
     const unsigned first = group_of(self) * warpgroup_threads;
-    if (first + warpgroup_threads > launch.thread_count)
-        fault(call.site, "%s by a thread of no whole warpgroup: the block has %u threads", call.name,
-              launch.thread_count);
-    is_used = true;
+    const WarpSteps& warp = warpgroup.warps[warp_of(self)];
+    if (warp.arrived) diverged(call.name, call.site, warp.step, "other lanes of the warp wait");
     if (warpgroup.arrived == 0)
         warpgroup.call = call;
     else if (!warpgroup.call.is_same(call))
@@ -267,20 +305,62 @@ bool meet(Warpgroup& warpgroup, const Call& call, float* d) {
              warpgroup.call.accumulate != call.accumulate)
         fault(call.site, "the threads of a warpgroup pass different descriptors, or values of `accumulate`");
     warpgroup.d[self.index - first] = d;
-    for (unsigned i = 0; i < warpgroup_threads; ++i)
-        if (launch.threads[first + i].state == State::exited)
-            fault(call.site, "%s waits for thread %u of the block, which has exited", call.name, first + i);
+    for (unsigned i = first / warp_lanes; i < first / warp_lanes + warpgroup_warps; ++i)
+        if (const int exited = exited_lane(i); exited >= 0)
+            fault(call.site, "%s waits for thread %d of the block, which has exited", call.name, exited);
     if (++warpgroup.arrived < warpgroup_threads) {
         suspend(call.name, call.site);
         return false;
     }
     warpgroup.arrived = 0;
+    if (!warpgroup.steps.empty())
+        diverged(call.name, call.site, warpgroup.steps[0], "some warps of the warpgroup, and not all, have been");
     return true;
 }
 
 void go_on(const Thread& self) {
     const unsigned first = group_of(self) * warpgroup_threads;
     for (unsigned i = 0; i < warpgroup_threads; ++i)
+        if (first + i != self.index) resume(launch.threads[first + i]);
+}
+
+// PTX, of wgmma.fence, commit_group and wait_group: .sync makes a thread wait until all of its warp execute the same
+// instruction, .aligned demands that all of the warpgroup do. Its warps do not wait for one another, so what one has
+// executed is compared when the others come to it.
+void execute_together(const Step& step) {
+    Warpgroup& warpgroup = whole_warpgroup(step.name, step.site);
+    const Thread& self = *launch.current;
+    WarpSteps& warp = warpgroup.warps[warp_of(self)];
+    const unsigned first = self.index / warp_lanes * warp_lanes;
+    if (warp.arrived == 0) {
+        for (unsigned i = 0; warpgroup.arrived && i < warp_lanes; ++i)
+            if (const Thread& lane = launch.threads[first + i];
+                lane.state == State::waiting && lane.waiting_for == warpgroup.call.name)
+                diverged(step.name, step.site, {warpgroup.call.name, warpgroup.call.site, 0},
+                         "other lanes of the warp wait");
+        warp.step = step;
+    } else if (!warp.step.is_same(step)) {
+        diverged(step.name, step.site, warp.step, "other lanes of the warp wait");
+    }
+    if (const int exited = exited_lane(first / warp_lanes); exited >= 0)
+        fault(step.site, "%s waits for thread %d of the block, which has exited", step.name, exited);
+    if (++warp.arrived < warp_lanes) {
+        suspend(step.name, step.site);
+        return;
+    }
+    warp.arrived = 0;
+    if (warp.done == warpgroup.steps.size())
+        warpgroup.steps.push_back(step);
+    else if (!warpgroup.steps[warp.done].is_same(step))
+        diverged(step.name, step.site, warpgroup.steps[warp.done], "another warp of the warpgroup has been");
+    ++warp.done;
+    bool by_all = true;
+    for (const WarpSteps& each : warpgroup.warps) by_all &= each.done > 0;
+    if (by_all) {
+        warpgroup.steps.erase(warpgroup.steps.begin());
+        for (WarpSteps& each : warpgroup.warps) --each.done;
+    }
+    for (unsigned i = 0; i < warp_lanes; ++i)
         if (first + i != self.index) resume(launch.threads[first + i]);
 }
 
@@ -292,9 +372,6 @@ void start(Warpgroup& warpgroup, const Call& call, unsigned number, const void* 
     product.accumulate = call.accumulate;
     product.group = launch.current->product_groups;
     product.place = place;
-    for (unsigned i = 0; i < warpgroup_threads; ++i)
-        if (launch.threads[first + i].product_groups != product.group)
-            fault(call.site, "some threads of the warpgroup have called warpgroup_commit() more often than others");
     find_chunks(product.chunks_a, decoded(call.descriptor_a, 'a', call.site), rows, call.a_is_mn_major, 'a', call.site);
     find_chunks(product.chunks_b, decoded(call.descriptor_b, 'b', call.site), 2 * call.registers, call.b_is_mn_major,
                 'b', call.site);
@@ -319,6 +396,7 @@ void start(Warpgroup& warpgroup, const Call& call, unsigned number, const void* 
 void reset_products() {
     if (!is_used) return;
     for (Warpgroup& warpgroup : warpgroups) warpgroup = Warpgroup{};
+    pool = 0;
     is_used = false;
 }
 
@@ -351,6 +429,14 @@ void expect_products_done(const Thread& thread) {
             fault(sums->site, "the thread ends, and did not wait for this product");
 }
 
+void expect_steps_by_all() {
+    if (!is_used) return;
+    for (const Warpgroup& warpgroup : warpgroups)
+        if (!warpgroup.steps.empty())
+            fault(warpgroup.steps[0].site, "the block has ended, and not all warps of the warpgroup have executed this "
+                                           "%s, which others have", warpgroup.steps[0].name);
+}
+
 unsigned tile_address(const void* tile, Site site) {
     if (!is_shared(tile, 1)) fault(site, "a descriptor of %p, which is not in the block's shared memory", tile);
     if (reinterpret_cast<std::uintptr_t>(tile) % 1024)
@@ -358,23 +444,29 @@ unsigned tile_address(const void* tile, Site site) {
     return window_of(tile);
 }
 
-void warpgroup_fence() { launch.current->product_fence = true; }
+void warpgroup_fence(Site site) {
+    execute_together({"warpgroup_fence", site, 0});
+    launch.current->product_fence = true;
+}
 
 void warpgroup_multiply(Factor a, Factor b, bool a_is_mn_major, bool b_is_mn_major, float* d, unsigned registers,
                         unsigned long long descriptor_a, unsigned long long descriptor_b, bool accumulate, Site site) {
     const unsigned number = group_of(*launch.current);
-    Warpgroup& warpgroup = warpgroups[number];
     const Call call{multiply_name, site,      a,           b,           a_is_mn_major, b_is_mn_major,
                     accumulate,    registers, descriptor_a, descriptor_b};
-    if (!meet(warpgroup, call, d)) return;
-    start(warpgroup, call, number, __builtin_return_address(0));
+    if (!meet(call, d)) return;
+    start(warpgroups[number], call, number, __builtin_return_address(0));
     go_on(*launch.current);
 }
 
-void warpgroup_commit() { ++launch.current->product_groups; }
+void warpgroup_commit(Site site) {
+    execute_together({"warpgroup_commit", site, 0});
+    ++launch.current->product_groups;
+}
 
 // Afterwards all but the youngest groups are done, and the accumulators that no younger one adds to are the thread's.
 void warpgroup_wait(unsigned groups_in_flight, Site site) {
+    execute_together({"warpgroup_wait", site, groups_in_flight});
     Thread& self = *launch.current;
     self.product_fence = false;
     const unsigned number = group_of(self), thread = self.index % warpgroup_threads;
@@ -400,15 +492,72 @@ void warpgroup_wait(unsigned groups_in_flight, Site site) {
     if (launch.request.kernel->detector) detector_agent_done(agent_of_products(number), over, self.index);
 }
 
-void set_registers(unsigned registers, Site site) {
+// setmaxnreg: the threads of a warpgroup give registers to a pool of their block, and take from it what is there. It is
+// empty when the block begins: the hardware has allotted to all threads alike as many as the kernel is compiled for, to
+// each warp in units of 256, which is 8 a thread. Under __launch_bounds__(THREADS, 1) ptxas compiles for what a thread
+// can have where one block has the multiprocessor: 65536 by the threads, a multiple of 8 and at most 256 (384 threads:
+// 168). It compiles for less where no take_registers of the kernel names as many; that is not known here, and such a
+// call is refused as one that would give back.
+namespace {
+
+unsigned launched_registers() { return std::min(most_registers, all_registers / launch.thread_count / 8 * 8); }
+
+unsigned registers_of(const Warpgroup& warpgroup) {
+    return warpgroup.registers ? warpgroup.registers : launched_registers();
+}
+
+Call call_for_registers(const char* name, unsigned registers, Site site) {
+    return {name, site, {}, {}, false, false, false, registers, 0, 0};
+}
+
+// Those who wait go on where the pool has enough for them.
+void hand_out() {
+    for (unsigned number = 0; number < most_warpgroups; ++number) {
+        Warpgroup& warpgroup = warpgroups[number];
+        if (!warpgroup.wanted || warpgroup.wanted - registers_of(warpgroup) > pool) continue;
+        pool -= warpgroup.wanted - registers_of(warpgroup);
+        warpgroup.registers = warpgroup.wanted;
+        warpgroup.wanted = 0;
+        for (unsigned i = 0; i < warpgroup_threads; ++i) {
+            Thread& thread = launch.threads[number * warpgroup_threads + i];
+            if (&thread != launch.current) resume(thread);
+        }
+    }
+}
+
+}  // namespace
+
+void give_registers_back(unsigned registers, Site site) {
+    if (!meet(call_for_registers("give_registers_back", registers, site), nullptr)) return;
     Warpgroup& warpgroup = warpgroups[group_of(*launch.current)];
-    if (!meet(warpgroup, Call{registers_name, site, {}, {}, false, false, false, registers, 0, 0}, nullptr)) return;
+    const unsigned before = registers_of(warpgroup);
+    if (registers > before)
+        fault(site, "give_registers_back<%u>: the threads of this warpgroup have %u registers each, which is fewer",
+              registers, before);
     warpgroup.registers = registers;
-    unsigned all = 0;
-    for (const Warpgroup& one : warpgroups) all += one.registers * warpgroup_threads;
-    if (all > 65536)
-        fault(site, "the warpgroups of the block take %u registers together; a multiprocessor has 65536", all);
+    pool += before - registers;
     go_on(*launch.current);
+    hand_out();
+}
+
+void take_registers(unsigned registers, Site site) {
+    if (!meet(call_for_registers(take_registers_name, registers, site), nullptr)) return;
+    Warpgroup& warpgroup = warpgroups[group_of(*launch.current)];
+    if (registers < registers_of(warpgroup))
+        fault(site, "take_registers<%u>: the threads of this warpgroup have %u registers each, which is more",
+              registers, registers_of(warpgroup));
+    warpgroup.wanted = registers;
+    hand_out();
+    if (warpgroup.wanted) suspend(take_registers_name, site);
+}
+
+int describe_registers_wait(char* text, std::size_t size, const Thread& thread) {
+    const Warpgroup& warpgroup = warpgroups[group_of(thread)];
+    if (!warpgroup.wanted) return 0;  // it waits for the rest of its warpgroup
+    return std::snprintf(text, size,
+                         ", each of which has %u registers and waits for %u more, and of what other warpgroups gave "
+                         "back %u are left",
+                         registers_of(warpgroup), warpgroup.wanted - registers_of(warpgroup), pool);
 }
 
 }  // namespace emulator

@@ -56,13 +56,21 @@ struct PixelClass {
         if (horizontal.axis.taps == 0) vertical.axis.taps = 0, horizontal.axis.taps = 1;
     }
 
-    // Which of all pixels of dx it is.
-    __device__ __forceinline__ int64 place(int64 pixel, const Convolution& of) const {
-        const Quotient line = divide(pixel, horizontal.axis.positions);
-        const Quotient image = divide(line.quotient, vertical.axis.positions);
-        const int64 row = image.quotient * of.h + vertical.first + image.remainder * of.stride_h;
+    // Which of all pixels of dx it is. Count: int64, or uint32 where that counts them all.
+    template <typename Count>
+    __device__ __forceinline__ Count place(Count pixel, const Convolution& of) const {
+        const auto line = over(pixel, static_cast<Count>(horizontal.axis.positions));
+        const auto image = over(line.quotient, static_cast<Count>(vertical.axis.positions));
+        const Count row = image.quotient * of.h + vertical.first + image.remainder * of.stride_h;
         return row * of.w + horizontal.first + line.remainder * of.stride_w;
     }
+
+private:
+    struct Small {
+        uint32 quotient, remainder;
+    };
+    __device__ __forceinline__ static Quotient over(int64 n, int64 d) { return divide(n, d); }
+    __device__ __forceinline__ static Small over(uint32 n, uint32 d) { return {n / d, n % d}; }
 };
 
 // The windows of a batch of images as the rows of a matrix: (images * height.positions * width.positions) x

@@ -24,11 +24,11 @@ struct Reach {
 // WIDTH channels as they lie in memory: V of them, or one. In words of 32 bits, which the compiler keeps together;
 // elements of 16 bits each would be taken apart first and then widened.
 template <int WIDTH>
-struct Packed {
+struct Channels {
     Vector<uint32> words;
 };
 template <>
-struct Packed<1> {
+struct Channels<1> {
     T element;
 };
 
@@ -48,7 +48,7 @@ __device__ __forceinline__ void widen(uint32 word, float* y, float16) {
 
 // same: not channels beside each other, but one for all.
 template <int WIDTH>
-__device__ __forceinline__ Packed<WIDTH> load_packed(const T* at, bool same = false) {
+__device__ __forceinline__ Channels<WIDTH> load_channels(const T* at, bool same = false) {
     if constexpr (WIDTH == 1) {
         return {*at};
     } else {
@@ -59,7 +59,7 @@ __device__ __forceinline__ Packed<WIDTH> load_packed(const T* at, bool same = fa
 }
 
 template <int WIDTH>
-__device__ __forceinline__ Floats<WIDTH> widened(const Packed<WIDTH>& x) {
+__device__ __forceinline__ Floats<WIDTH> widened(const Channels<WIDTH>& x) {
     Floats<WIDTH> y;
     if constexpr (WIDTH == 1) {
         y.at[0] = to_float(x.element);

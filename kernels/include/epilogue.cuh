@@ -39,8 +39,42 @@ __device__ __forceinline__ float activation_gradient(int activation, float dy, f
     return dy;
 }
 
+// WIDTH elements as they lie in memory: what is loaded long before it is needed takes no register more.
+template <typename Type, int WIDTH>
+class Packed {
+    typedef Elements<Type, WIDTH> Unpacked;
+    static constexpr int WORDS = (sizeof(Unpacked) + 3) / 4;
+    union Both {
+        uint32 words[WORDS];
+        Unpacked elements;
+    };
+    uint32 words[WORDS];
+
+public:
+    Packed() = default;
+    __device__ __forceinline__ explicit Packed(const Unpacked& elements) {
+        Both both;
+        both.words[0] = 0;
+        both.elements = elements;
+#pragma unroll
+        for (int i = 0; i < WORDS; ++i) words[i] = both.words[i];
+    }
+    __device__ __forceinline__ Floats<WIDTH> floats() const {
+        Both both;
+#pragma unroll
+        for (int i = 0; i < WORDS; ++i) both.words[i] = words[i];
+        Floats<WIDTH> x;
+#pragma unroll
+        for (int k = 0; k < WIDTH; ++k) x.at[k] = to_float(both.elements.at[k]);
+        return x;
+    }
+};
+
 template <typename Type>
 struct Epilogue {
+    typedef Type Element;
+    static constexpr int AT_ONCE = 2;  // vectors that are on their way to a thread of wgmma_tile.cuh
+
     const Type *bias, *kept, *residual;  // bias: one for each column
     const double* control;               // of the mask; null: no mask
     Type *before, *y;
@@ -60,15 +94,33 @@ struct Epilogue {
                aligned16(wide) && columns % V == 0 && stride % V == 0;
     }
 
-    // Stores WIDTH (1 or V) elements beside each other in a row. place: of the first in y or wide; logical: in the
-    // other arrays, which have no gaps between rows, and for the mask; column: for the bias.
+    // What `store` needs of memory, as it lies there: the biases of WIDTH columns, and WIDTH elements of the first of
+    // kept, residual and beta's y that there is. Who has it on its way before the sums are there waits once for many.
     template <int WIDTH>
-    __device__ __forceinline__ void store(int64 place, int64 logical, int64 column,
-                                          const float (&sums)[WIDTH]) const {
+    __device__ __forceinline__ void load_biases(int64 column, Packed<Type, WIDTH>& biases) const {
+        if (bias != nullptr) biases = packed<WIDTH>(bias + column);
+    }
+    template <int WIDTH>
+    __device__ __forceinline__ void load_beside(int64 place, int64 logical, Packed<Type, WIDTH>& beside) const {
+        if (kept != nullptr)
+            beside = packed<WIDTH>(kept + logical);
+        else if (residual != nullptr)
+            beside = packed<WIDTH>(residual + logical);
+        else if (beta != 0.0f && y != nullptr)
+            beside = packed<WIDTH>(y + place);
+    }
+
+    // Stores WIDTH (1 or V) elements beside each other in a row. place: of the first in y or wide; logical: in the
+    // other arrays, which have no gaps between rows, and for the mask; column: for the bias. biases, beside: what has
+    // been loaded for them (null: nothing).
+    template <int WIDTH>
+    __device__ __forceinline__ void store(int64 place, int64 logical, int64 column, const float (&sums)[WIDTH],
+                                          const Packed<Type, WIDTH>* biases = nullptr,
+                                          const Packed<Type, WIDTH>* beside = nullptr) const {
         Floats<WIDTH> v;
 #pragma unroll
         for (int k = 0; k < WIDTH; ++k) v.at[k] = alpha * sums[k];
-        if (bias != nullptr) add_to(v, load_floats<WIDTH>(bias + column));
+        if (bias != nullptr) add_to(v, biases != nullptr ? biases->floats() : load_floats<WIDTH>(bias + column));
         if (before != nullptr) store_whole(before + logical, v);
         if (kept == nullptr) {
 #pragma unroll
@@ -76,18 +128,28 @@ struct Epilogue {
         }
         if (control != nullptr) drop(logical, v);
         if (kept != nullptr) {
-            const Floats<WIDTH> at = load_floats<WIDTH>(kept + logical);
+            const Floats<WIDTH> at =
+                beside != nullptr ? beside->floats() : load_floats<WIDTH>(kept + logical);
 #pragma unroll
             for (int k = 0; k < WIDTH; ++k) v.at[k] = activation_gradient<Type>(activation, v.at[k], at.at[k]);
         }
-        if (residual != nullptr) add_to(v, load_floats<WIDTH>(residual + logical));
+        if (residual != nullptr)
+            add_to(v, beside != nullptr && kept == nullptr ? beside->floats() : load_floats<WIDTH>(residual + logical));
         if (wide != nullptr)
-            put(wide + place, v);
+            put(v, wide + place, [&] { return load_floats<WIDTH>(wide + place); });
         else
-            put(y + place, v);
+            put(v, y + place, [&] {
+                const bool loaded = beside != nullptr && kept == nullptr && residual == nullptr;
+                return loaded ? beside->floats() : load_floats<WIDTH>(y + place);
+            });
     }
 
 private:
+    template <int WIDTH>
+    __device__ __forceinline__ static Packed<Type, WIDTH> packed(const Type* address) {
+        return Packed<Type, WIDTH>(load_elements<WIDTH>(address));
+    }
+
     template <int WIDTH>
     __device__ __forceinline__ void drop(int64 logical, Floats<WIDTH>& v) const {
         const Mask mask{random_key(control), static_cast<uint32>(static_cast<int64>(control[FORWARD_COUNTER])),
@@ -109,13 +171,14 @@ private:
         }
     }
 
-    template <int WIDTH, typename Stored>
-    __device__ __forceinline__ void put(Stored* at, Floats<WIDTH>& v) const {
+    // there(): what lies there now.
+    template <int WIDTH, typename Stored, typename There>
+    __device__ __forceinline__ void put(Floats<WIDTH>& v, Stored* at, const There& there) const {
         // Vectors of 16 bytes are of both types: V elements of 16 bits are 2 of float.
         if (beta != 0.0f) {
-            const Floats<WIDTH> there = load_floats<WIDTH>(at);
+            const Floats<WIDTH> c = there();
 #pragma unroll
-            for (int k = 0; k < WIDTH; ++k) v.at[k] += beta * there.at[k];
+            for (int k = 0; k < WIDTH; ++k) v.at[k] += beta * c.at[k];
         }
         store_whole(at, v);
     }

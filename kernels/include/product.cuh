@@ -2,15 +2,15 @@
 //
 // *_stride: from a row of the matrix, as it lies in memory, to the next; *_batch: from one matrix to the next. The
 // depth is cut into parts of `part` steps, one for each blockIdx.y; where there are several, each writes its sums to a
-// place of its own in `wide`, and add_parts (linear_parts.cu) adds them. blockIdx.z counts the products. tf32: whether
+// place of its own in `wide`, and linear_parts.cu adds them. blockIdx.z counts the products. tf32: whether
 // factors that are floats are rounded to it.
 #pragma once
 #include "epilogue.cuh"
 #include "indexing.cuh"
 
 #define PRODUCT_PARAMETERS                                                                                            \
-    int64 m, int64 n, int64 k, int64 batch, int64 a_stride, int64 b_stride, int64 c_stride, int64 a_batch, int64 b_batch, \
-        int64 c_batch, int64 part, bool tf32
+    int64 m, int64 n, int64 k, int64 batch, int64 a_stride, int64 b_stride, int64 c_stride, int64 a_batch,            \
+        int64 b_batch, int64 c_batch, int64 part, bool tf32
 #define PRODUCT_ARGUMENTS m, n, k, batch, a_stride, b_stride, c_stride, a_batch, b_batch, c_batch, part, tf32
 
 struct Product {

@@ -67,18 +67,18 @@ __device__ __forceinline__ uint64 descriptor_mn(const void* tile, uint32 panel B
 __device__ __forceinline__ uint64 advanced(uint64 descriptor, uint32 bytes) { return descriptor + (bytes >> 4); }
 
 // Before the first product that adds to an array d which other code has written, or read, since the last wait.
-__device__ __forceinline__ void warpgroup_fence() {
+__device__ __forceinline__ void warpgroup_fence(BP_CALLER_ONLY) {
 #ifdef BP_EMULATOR
-    emulator::warpgroup_fence();
+    emulator::warpgroup_fence({file, line});
 #else
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #endif
 }
 
 // The products started since the last commit become a group.
-__device__ __forceinline__ void warpgroup_commit() {
+__device__ __forceinline__ void warpgroup_commit(BP_CALLER_ONLY) {
 #ifdef BP_EMULATOR
-    emulator::warpgroup_commit();
+    emulator::warpgroup_commit({file, line});
 #else
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 #endif
@@ -121,7 +121,7 @@ template <int REGISTERS>
 __device__ __forceinline__ void give_registers_back(BP_CALLER_ONLY) {
     static_assert(REGISTERS >= 24 && REGISTERS <= 256 && REGISTERS % 8 == 0, "24 to 256 registers, in steps of 8");
 #ifdef BP_EMULATOR
-    emulator::set_registers(REGISTERS, {file, line});
+    emulator::give_registers_back(REGISTERS, {file, line});
 #else
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 #endif
@@ -131,7 +131,7 @@ template <int REGISTERS>
 __device__ __forceinline__ void take_registers(BP_CALLER_ONLY) {
     static_assert(REGISTERS >= 24 && REGISTERS <= 256 && REGISTERS % 8 == 0, "24 to 256 registers, in steps of 8");
 #ifdef BP_EMULATOR
-    emulator::set_registers(REGISTERS, {file, line});
+    emulator::take_registers(REGISTERS, {file, line});
 #else
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 #endif

@@ -3,7 +3,7 @@
 // loaded and in where C lies, and in nothing else.
 //
 // What loads is a structure that knows its maps and sizes:
-//   Tile tile(work, slice)                    what a thread keeps of a tile, from that slice of the depth on
+//   Tile tile(work)                           what a thread keeps of a tile, from its first slice on
 //   slice(tile, slice, a, b, barrier)         starts the copies of that slice, and goes on to the next
 //   prefetch()                                brings its maps near
 #pragma once
@@ -23,12 +23,6 @@ struct WgmmaProduct {
     static constexpr bool IN_ROWS = true;
 };
 
-// A tile of one part of one item.
-struct Work {
-    int row, column;  // the first of the tile
-    int part, item;
-};
-
 // The order in which tiles are taken: bands of about 2048 rows, and in a band column by column. So the 132 tiles that
 // an H100 or H200 has at work at once are together about as high as wide, and what they read stays in the L2 cache
 // until all of them have had it.
@@ -42,19 +36,30 @@ struct Order {
         : down((product.m + TILE_ROWS - 1) / TILE_ROWS), across((product.n + TILE_COLUMNS - 1) / TILE_COLUMNS),
           parts(product.parts), count(down * across * parts * product.batch) {}
 
+    // Without its slices.
     __device__ __forceinline__ Work at(uint32 index) const {
         const uint32 tiles = down * across, rest = index / tiles, tile = index % tiles;
         const uint32 band = tile / (HIGH * across), within = tile % (HIGH * across);
         const uint32 high = min(HIGH, down - band * HIGH);
         return {static_cast<int>((band * HIGH + within % high) * TILE_ROWS),
-                static_cast<int>(within / high * TILE_COLUMNS), static_cast<int>(rest % parts),
-                static_cast<int>(rest / parts)};
+                static_cast<int>(within / high * TILE_COLUMNS),
+                static_cast<int>(rest % parts),
+                static_cast<int>(rest / parts),
+                0,
+                0};
     }
 };
 
+// Slices by which the second consumer begins later than the first. They keep that distance, so that each stores its
+// results while the other one has products for the tensor cores: of what a stage holds, that of the slices between them
+// is not given back, so the distance leaves half of a ring of 4 for the loads.
+constexpr int LEAD = 2;
+
 // What all warps of a block share.
-template <typename Type, typename Shape, typename Product>
+template <typename Type, typename Multiply, typename Product>
 struct Task {
+    typedef typename Multiply::Shape Shape;
+
     const Product& product;
     const Epilogue<Type>& epilogue;
     const Order<Shape::TALL, Shape::WIDE> order;
@@ -93,36 +98,37 @@ struct Task {
             return product.scattered(to, row);
     }
 
-    // Calls body(work, first, slices) for each tile of this block, with its slices of the depth: one at least, which is
-    // loaded as zeros where the depth has ended before.
-    template <typename Body>
-    __device__ __forceinline__ void for_work(Body body) const {
-#pragma unroll 1
-        for (uint32 index = blockIdx.x; index < order.count; index += gridDim.x) {
-            const Work work = order.at(index);
-            const int64 begin = work.part * product.part;
-            const int slices = static_cast<int>((smaller(product.part, product.k - begin) + SLICE - 1) / SLICE);
-            body(work, static_cast<int>(begin / SLICE), max(slices, 1));
-        }
+    __device__ __forceinline__ Work work(uint32 index) const {
+        constexpr int DEPTH = Multiply::DEPTH;
+        Work work = order.at(index);
+        const int64 begin = work.part * product.part;
+        work.first = static_cast<int>(begin / DEPTH);
+        work.slices = max(static_cast<int>((smaller(product.part, product.k - begin) + DEPTH - 1) / DEPTH), 1);
+        return work;
     }
 };
 
-// One thread calls. What the results of a tile will be combined with is brought near while its last slices, which have
-// been started by then, are multiplied.
-template <typename Type, typename Shape, typename Product, typename Loads>
-__device__ __forceinline__ void load_tiles(const Task<Type, Shape, Product>& task, const Loads& loads) {
+// A warp calls, of which one thread loads. What the results of a tile will be combined with is brought near by all,
+// while its last slices, which have been started by then, are multiplied.
+template <typename Type, typename Multiply, typename Product, typename Loads>
+__device__ __forceinline__ void load_tiles(const Task<Type, Multiply, Product>& task, const Loads& loads) {
+    typedef typename Multiply::Shape Shape;
     const Epilogue<Type>& epilogue = task.epilogue;
     const bool beside =
         Product::IN_ROWS && (epilogue.kept != nullptr || epilogue.residual != nullptr || epilogue.beta != 0.0f);
-    const bool vectors = beside && task.vectors();
     Place<Shape> at;
-    task.for_work([&](const Work& work, int first, int slices) {
-        typename Loads::Tile tile = loads.tile(work, first);
-        load_slices(task.pipeline, task.tiles, at, slices,
-                    [&](int slice, unsigned char* tile_a, unsigned char* tile_b, Barrier& barrier) {
-                        loads.slice(tile, first + slice, tile_a, tile_b, barrier);
-                    });
-        if (!vectors) return;
+#pragma unroll 1
+    for (uint32 index = blockIdx.x; index < task.order.count; index += gridDim.x) {
+        const Work work = task.work(index);
+        if (threadIdx.x % WARP == 0) {
+            typename Loads::Tile tile = loads.tile(work);
+            load_slices(task.pipeline, task.tiles, at, work,
+                        [&](int slice, unsigned char* tile_a, unsigned char* tile_b, Barrier& barrier) {
+                            loads.slice(tile, work.first + slice, tile_a, tile_b, barrier);
+                        });
+        }
+        if (!beside) continue;
+        __syncwarp();
         const Target to = task.target(work, work.row, work.column);
         const int rows = min(Shape::TALL, to.rows), columns = min(Shape::WIDE, to.columns);
         if (epilogue.kept != nullptr) prefetch_rows(epilogue.kept + to.logical, to.logical_stride, rows, columns);
@@ -132,37 +138,75 @@ __device__ __forceinline__ void load_tiles(const Task<Type, Shape, Product>& tas
             prefetch_rows(epilogue.wide + to.place, to.stride, rows, columns);
         if (epilogue.beta != 0.0f && epilogue.y != nullptr)
             prefetch_rows(epilogue.y + to.place, to.stride, rows, columns);
-    });
+    }
 }
 
-template <Major MAJOR_A, Major MAJOR_B, typename Type, typename Shape, typename Product>
-__device__ __forceinline__ void multiply_tiles(const Task<Type, Shape, Product>& task, const TensorMap& c,
-                                               unsigned char* staging) {
-    const Epilogue<Type>& epilogue = task.epilogue;
+// C where it is of floats, else null.
+template <typename Type>
+__device__ __forceinline__ float* floats_of(const Epilogue<Type>& epilogue) {
+    if constexpr (!is_16_bit<Type>::value)
+        if (epilogue.y != nullptr) return epilogue.y;
+    return epilogue.wide;
+}
+
+// Calls store(d, target, work, finish) for the sums of each tile: finish() waits until they are in d.
+template <typename Type, typename Multiply, typename Product, typename Store>
+__device__ __forceinline__ void multiply_tiles(const Task<Type, Multiply, Product>& task, const Store& store) {
+    typedef typename Multiply::Shape Shape;
     const int consumer = threadIdx.x / WARPGROUP - 1;
-    const bool vectors = task.vectors();
-    const bool alone = Product::IN_ROWS && vectors && epilogue.wide != nullptr && epilogue.bias == nullptr &&
-                       epilogue.kept == nullptr && epilogue.residual == nullptr && epilogue.before == nullptr &&
-                       epilogue.control == nullptr && epilogue.activation == IDENTITY;
-    float* const floats = reinterpret_cast<float*>(staging);
-    Place<Shape> at;
-    int turn = 0;
-    task.for_work([&](const Work& work, int, int slices) {
+    Multiply multiply{Ring<Shape>(task.pipeline, task.tiles, consumer)};
+#pragma unroll 1
+    for (uint32 index = blockIdx.x; index < task.order.count; index += gridDim.x) {
         Accumulators<Shape> d;
-        multiply_slices<Type, MAJOR_A, MAJOR_B>(task.pipeline, task.tiles, at, slices, consumer, d);
+        const Work work = multiply.ring.work();
+        if (consumer > 0 && index == blockIdx.x)
+            barrier_wait(task.pipeline.full[min(min(LEAD, Shape::RING - 1), work.slices - 1)], 0);
+        multiply.start(work.slices, d);
         const int row = work.row + Shape::row(consumer) + threadIdx.x % WARPGROUP / WARP * LINES;
-        const int column = work.column + Shape::column(consumer);
-        const auto target = task.target(work, row, column);
-        if (Product::IN_ROWS && task.boxes)
-            store_boxes(d, epilogue, target, c, column, row, work.item, staging, turn);
-        else if (alone)
-            store_floats_alone(d, epilogue, target, floats);
-        else if (vectors)
-            store_rows<Epilogue<Type>::V>(d, epilogue, target, floats);
-        else
-            store_rows<1>(d, epilogue, target, floats);
-    });
-    if (task.boxes && threadIdx.x % WARP == 0) wait_stores_read<0>();
+        store(d, task.target(work, row, work.column + Shape::column(consumer)), work, [&] { multiply.finish(d); });
+    }
+}
+
+// The two warpgroups that multiply call. Each way of storing has a loop over tiles of its own, so that none needs
+// registers for another one.
+template <typename Type, typename Multiply, typename Product>
+__device__ __forceinline__ void multiply_and_store(const Task<Type, Multiply, Product>& task, const TensorMap& c,
+                                                   unsigned char* staging) {
+    typedef Accumulators<typename Multiply::Shape> Sums;
+    const Epilogue<Type>& epilogue = task.epilogue;
+    float* const floats = reinterpret_cast<float*>(staging);
+    if constexpr (Product::IN_ROWS && is_16_bit<Type>::value) {
+        if (task.boxes) {
+            int turn = 0;
+            multiply_tiles(task, [&](const Sums& d, const Target& target, const Work& work, const auto& finish) {
+                const int x = static_cast<int>(task.product.n) - target.columns;
+                const int y = static_cast<int>(task.product.m) - target.rows;
+                store_boxes(d, epilogue, target, c, x, y, work.item, staging, turn, finish);
+            });
+            if (threadIdx.x % WARP == 0) wait_stores_read<0>();
+            return;
+        }
+    }
+    const bool vectors = task.vectors();
+    if constexpr (Product::IN_ROWS) {
+        if (vectors && floats_of(epilogue) != nullptr && epilogue.bias == nullptr && epilogue.kept == nullptr &&
+            epilogue.residual == nullptr && epilogue.before == nullptr && epilogue.control == nullptr &&
+            epilogue.activation == IDENTITY) {
+            const FloatsAlone alone{floats_of(epilogue), epilogue.alpha, epilogue.beta};
+            multiply_tiles(task, [&](const Sums& d, const Target& target, const Work&, const auto& finish) {
+                store_rows<4>(d, alone, target, floats, finish);
+            });
+            return;
+        }
+    }
+    if (vectors)
+        multiply_tiles(task, [&](const Sums& d, const auto& target, const Work&, const auto& finish) {
+            store_rows<Epilogue<Type>::V>(d, epilogue, target, floats, finish);
+        });
+    else
+        multiply_tiles(task, [&](const Sums& d, const auto& target, const Work&, const auto& finish) {
+            store_rows<1>(d, epilogue, target, floats, finish);
+        });
 }
 
 // The sums of A's columns, which the blocks of the first column of tiles have in shared memory anyway (A in Major::MN).
@@ -174,17 +218,21 @@ __device__ __forceinline__ void multiply_tiles(const Task<Type, Shape, Product>&
 template <typename Shape>
 constexpr int SUMMERS = Shape::TALL >= 2 * SPAN ? 2 : 1;
 
-template <typename Type, typename Shape, typename Product>
-__device__ __forceinline__ void add_columns(const Task<Type, Shape, Product>& task, int warp) {
+template <typename Type, typename Multiply, typename Product>
+__device__ __forceinline__ void add_columns(const Task<Type, Multiply, Product>& task, int warp) {
+    typedef typename Multiply::Shape Shape;
     constexpr int PANELS = Shape::TALL / SPAN / SUMMERS<Shape>;
     const float beta = task.epilogue.beta;
     const int lane = threadIdx.x % WARP;
     Place<Shape> at;
-    task.for_work([&](const Work& work, int, int slices) {
+#pragma unroll 1
+    for (uint32 index = blockIdx.x; index < task.order.count; index += gridDim.x) {
+        barrier_wait(task.pipeline.full[at.stage], at.parity);
+        const Work work = task.pipeline.work[at.stage];
         const bool adds = work.column == 0 && work.item < task.product.summed;
         float total[PANELS][2] = {};
 #pragma unroll 1
-        for (int slice = 0; slice < slices; ++slice) {
+        for (int slice = 0; slice < work.slices; ++slice) {
             barrier_wait(task.pipeline.full[at.stage], at.parity);
             if (adds) {
                 const unsigned char* const tile = task.tiles + at.stage * Shape::STAGE_BYTES + warp * PANEL;
@@ -209,7 +257,7 @@ __device__ __forceinline__ void add_columns(const Task<Type, Shape, Product>& ta
             if (lane == 0) barrier_arrive(task.pipeline.empty[at.stage]);
             at.advance();
         }
-        if (!adds) return;
+        if (!adds) continue;
 #pragma unroll
         for (int i = 0; i < PANELS; ++i)
 #pragma unroll
@@ -220,17 +268,19 @@ __device__ __forceinline__ void add_columns(const Task<Type, Shape, Product>& ta
                     task.column_sums + work.part * task.of_part() + work.item * task.product.m + row;
                 *place = beta != 0.0f ? beta * *place + total[i][e] : total[i][e];
             }
-    });
+    }
 }
 
 // All threads of a block call: a warpgroup that loads, and two that multiply. boxes: whether C is y, without beta,
-// kept, residual, before and mask, after the identity or relu, and c a map of it: then the copy engine stores it.
+// kept, residual, before and mask, after the identity or relu, of 16 bits, and c a map of it: then the copy engine
+// stores it.
 // column_sums (null: not wanted): parts have theirs behind their part of C.
-template <Major MAJOR_A, Major MAJOR_B, typename Type, typename Shape, typename Product, typename Loads>
+template <typename Multiply, typename Type, typename Product, typename Loads>
 __device__ __forceinline__ void run_block(const Loads& loads, const TensorMap& c, const Epilogue<Type>& epilogue,
                                           float* column_sums, const Product& product, bool boxes,
-                                          Pipeline<Shape>& pipeline, unsigned char* tiles) {
-    const Task<Type, Shape, Product> task{product, epilogue, Order<Shape::TALL, Shape::WIDE>(product),
+                                          Pipeline<typename Multiply::Shape>& pipeline, unsigned char* tiles) {
+    typedef typename Multiply::Shape Shape;
+    const Task<Type, Multiply, Product> task{product, epilogue, Order<Shape::TALL, Shape::WIDE>(product),
                                  pipeline, tiles,   column_sums,
                                  boxes};
     if (threadIdx.x == 0) {
@@ -241,12 +291,12 @@ __device__ __forceinline__ void run_block(const Loads& loads, const TensorMap& c
     const int warp = threadIdx.x / WARP;
     if (warp < WARPGROUP / WARP) {
         give_registers_back<LOADER_REGISTERS>();
-        if (threadIdx.x == 0) load_tiles(task, loads);
-        if constexpr (MAJOR_A == Major::MN)
+        if (warp == 0) load_tiles(task, loads);
+        if constexpr (Multiply::MAJOR_A == Major::MN)
             if (column_sums != nullptr && warp >= 1 && warp <= SUMMERS<Shape>) add_columns(task, warp - 1);
     } else {
         take_registers<CONSUMER_REGISTERS>();
         unsigned char* const staging = tiles + Shape::RING * Shape::STAGE_BYTES + (warp - WARPGROUP / WARP) * STAGING;
-        multiply_tiles<MAJOR_A, MAJOR_B>(task, c, staging);
+        multiply_and_store(task, c, staging);
     }
 }

@@ -164,7 +164,7 @@ class Case:
 
 
 def linear_cases(precisions: tuple[str, ...], rung: Rung, most: int) -> Iterator[Case]:
-    """Without an end, each as it falls; what the rung has no dtype or alignment for comes rarely. most: of a size."""
+    """Without an end, as they fall; what the rung has no dtype, way or alignment for comes rarely. most: of a size."""
     draw = random.Random(1)
     sizes, depths = ([size for size in known if size <= most] for known in (SIZES, DEPTHS))
     names = {"tf32": "tf32", **{p: PRECISIONS[p] for p in precisions if p != "tf32"}}
@@ -174,7 +174,9 @@ def linear_cases(precisions: tuple[str, ...], rung: Rung, most: int) -> Iterator
         precision = draw.choice(precisions if strange or not mine else mine)
         itemsize = known_dtype(PRECISIONS[precision]).itemsize
         fitting = [a for a in ALIGNMENTS if a >= itemsize and (strange or a >= min(rung.alignment, 16))]
-        way = draw.choice(list(WAYS))
+        dtype = names[precision]
+        ways = [w for w in WAYS if strange or not rung.lacks(Problem("linear", w, 1, 1, 1, 1, dtype, rung.alignment))]
+        way = draw.choice(ways)
         epilogue = draw.choice([e for e in EPILOGUES if way == "tn" or e != "sums"])
         yield Case(way, precision, draw.choice(fitting), *(draw.choice(s) for s in (sizes, sizes, depths)), epilogue)
 
@@ -420,7 +422,7 @@ def _by_torch(layer: ConvLayer, way: str, arrays: dict[str, Any], precision: str
 def run(device: Any, family: str, name: str, seconds: float, quick: bool) -> Found:
     """Cases until the time is up; the errors first, then what is exact."""
     found, rung, begun = Found(), choice.find(family, name), time.monotonic()
-    if device.capability != rung.only if rung.only is not None else device.capability < rung.least:
+    if rung.only not in (None, device.capability):
         found.left_out[f"not for compute capability {device.capability / 10}"] = 1
         return found
     if rung.library and device.name != "cuda":

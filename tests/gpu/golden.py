@@ -224,6 +224,7 @@ def _product(element: str, integers: bool) -> Case:
 WARPGROUP_PRODUCTS = [
     *((types, majors, 64, True) for types, majors in hopper_cases.PRODUCTS),
     *(("bf16", majors, columns, True) for majors in ("K K", "MN MN") for columns in (128, 256)),
+    *(("tf32", "K K", columns, True) for columns in (128, 256)),
     *((types, "K K", 64, False) for types in hopper_cases.TYPES),
 ]
 
@@ -286,6 +287,14 @@ def _boxes_loaded(device: Any) -> np.ndarray:
     return np.concatenate(loaded)
 
 
+def _boxes_rounded_to_tf32(device: Any) -> np.ndarray:
+    """What a map of tf32 makes of floats: no document says how it rounds a tie, what is subnormal, or a NaN."""
+    x = floats_to_round()
+    rows = -(-x.size // 32)
+    x = np.resize(x, (rows, 32))
+    return hopper_cases.loaded_box(device, x, (32, rows), (0, 0), x.nbytes, tf32=True).view(np.float32)
+
+
 def _boxes_stored(device: Any) -> np.ndarray:
     x, bytes_of = _numbers(20, 80), words(16 * 64, 23).astype(np.uint8)
     stored = [
@@ -332,6 +341,7 @@ def _hopper() -> list[Case]:
     return [
         *(warpgroup_product(*kind) for kind in WARPGROUP_PRODUCTS),
         Case("boxes_loaded", _boxes_loaded, only=90),
+        Case("boxes_rounded_to_tf32", _boxes_rounded_to_tf32, only=90),
         Case("boxes_stored", _boxes_stored, only=90),
         Case("pixels_loaded", _pixels_loaded, only=90),
         Case("float_to_fp8", lambda device: hopper_cases.float_to_fp8(device, floats_to_round_to_fp8()), only=90),

@@ -47,7 +47,10 @@ def product(
     *,
     accumulate: bool = True,
 ) -> np.ndarray:
-    """a (64, depth) times b (columns, depth) transposed, plus c (64, columns); depth is that of 128 bytes."""
+    """a (64, depth) times b (columns, depth) transposed, plus c (64, columns); depth is that of 128 bytes.
+
+    Floats are loaded as they are, so that what the product reads of them as tf32 is its own doing.
+    """
     number, type_a, type_b = TYPES[types]
     array_a, map_a = _factor(device, a.astype(type_a), majors.startswith("MN"), 64)
     array_b, map_b = _factor(device, b.astype(type_b), majors.endswith("MN"), len(b))

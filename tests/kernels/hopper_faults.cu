@@ -75,7 +75,7 @@ __device__ __forceinline__ void multiply(const TensorMap& a, const TensorMap& b,
         return;
     }
 
-    take_registers<160>();
+    take_registers<240>();
     float* out = reinterpret_cast<float*>(memory + STAGES * STAGE_BYTES + warpgroup * OUT_BYTES);
     int round = 0;
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
@@ -338,7 +338,7 @@ extern "C" __global__ __launch_bounds__(FEW) void handed_over_too_late_fixed(con
 }
 
 // Between loads and their use: y gets the 8 rows of 16 floats that map has.
-template <bool INIT_FENCE, bool WAIT, bool SYNC_INSTEAD, bool OVERWRITE>
+template <bool INIT_FENCE, bool WAIT, bool SYNC_INSTEAD, bool OVERWRITE, unsigned WAITER = 0>
 __device__ __forceinline__ void copy_rows(const TensorMap& map, float* y, float (&tile)[FEW], Barrier& full) {
     if (threadIdx.x == 0) {
         barrier_init(full, 1);
@@ -348,7 +348,7 @@ __device__ __forceinline__ void copy_rows(const TensorMap& map, float* y, float 
     }
     __syncthreads();
     if (OVERWRITE) tile[threadIdx.x] = 0.0f;
-    if (WAIT && (!SYNC_INSTEAD || threadIdx.x == 0)) barrier_wait(full, 0);
+    if (WAIT && (!SYNC_INSTEAD || threadIdx.x == WAITER)) barrier_wait(full, 0);
     if (SYNC_INSTEAD) __syncthreads();
     y[threadIdx.x] = tile[threadIdx.x];
     if (!WAIT) barrier_wait(full, 0);
@@ -365,6 +365,13 @@ extern "C" __global__ __launch_bounds__(FEW) void rows_copied_one_waits(const __
     __shared__ __align__(128) float tile[FEW];
     __shared__ Barrier full;
     copy_rows<true, true, true, false>(map, y, tile, full);
+}
+// The one that comes last waits, when no other can go on.
+extern "C" __global__ __launch_bounds__(FEW) void rows_copied_last_waits(const __grid_constant__ TensorMap map,
+                                                                        float* y) {
+    __shared__ __align__(128) float tile[FEW];
+    __shared__ Barrier full;
+    copy_rows<true, true, true, false, FEW - 2>(map, y, tile, full);
 }
 extern "C" __global__ __launch_bounds__(FEW) void rows_without_init_fence(const __grid_constant__ TensorMap map,
                                                                          float* y) {
@@ -567,4 +574,269 @@ extern "C" __global__ __launch_bounds__(FEW) void product_beyond_shared(float* y
 extern "C" __global__ __launch_bounds__(THREADS, 1) void too_many_registers(float* y) {
     take_registers<240>();
     y[threadIdx.x] = 0.0f;
+}
+
+// Two of three warpgroups wait for registers that the third one gives back, or does not.
+enum class Registers { GIVEN, NEVER_GIVEN, GIVEN_TOO_LATE, TAKEN_BELOW, GIVEN_ABOVE };
+
+template <Registers REGISTERS>
+__device__ __forceinline__ void copy_with_registers(const float* x, float* y, Barrier& taken) {
+    if (threadIdx.x == 0) barrier_init(taken, 256);
+    __syncthreads();
+    if (threadIdx.x < 256) {
+        take_registers<240>();
+        barrier_arrive(taken);
+    } else {
+        if (REGISTERS == Registers::GIVEN_TOO_LATE) barrier_wait(taken, 0);
+        if (REGISTERS == Registers::GIVEN_ABOVE) give_registers_back<240>();
+        if (REGISTERS == Registers::TAKEN_BELOW) take_registers<24>();
+        if (REGISTERS == Registers::GIVEN || REGISTERS == Registers::GIVEN_TOO_LATE) give_registers_back<24>();
+    }
+    y[threadIdx.x] = x[threadIdx.x % FEW];
+}
+
+extern "C" __global__ __launch_bounds__(THREADS, 1) void registers_given(const float* x, float* y) {
+    __shared__ Barrier taken;
+    copy_with_registers<Registers::GIVEN>(x, y, taken);
+}
+extern "C" __global__ __launch_bounds__(THREADS, 1) void registers_never_given(const float* x, float* y) {
+    __shared__ Barrier taken;
+    copy_with_registers<Registers::NEVER_GIVEN>(x, y, taken);
+}
+extern "C" __global__ __launch_bounds__(THREADS, 1) void registers_given_too_late(const float* x, float* y) {
+    __shared__ Barrier taken;
+    copy_with_registers<Registers::GIVEN_TOO_LATE>(x, y, taken);
+}
+extern "C" __global__ __launch_bounds__(THREADS, 1) void registers_taken_below(const float* x, float* y) {
+    __shared__ Barrier taken;
+    copy_with_registers<Registers::TAKEN_BELOW>(x, y, taken);
+}
+extern "C" __global__ __launch_bounds__(THREADS, 1) void registers_given_above(const float* x, float* y) {
+    __shared__ Barrier taken;
+    copy_with_registers<Registers::GIVEN_ABOVE>(x, y, taken);
+}
+
+// The threads for whom `apart` holds execute one of the instructions of a product elsewhere than the others do, or one
+// that the others do not.
+enum class Apart { NOWHERE, FENCE, COMMIT, WAIT, ONE_MORE };
+
+template <Apart APART>
+__device__ __forceinline__ void multiply_apart(float* y, bool apart) {
+    DYNAMIC_SHARED_TILES(float, factors);
+    for (int i = threadIdx.x; i < 2 * 64 * 32; i += FEW) factors[i] = 0.0f;
+    fence_async_proxy();
+    __syncthreads();
+    float d[32];
+    const uint64 a = descriptor_k(factors), b = descriptor_k(factors + 64 * 32);
+    if (apart) y[threadIdx.x * 32] = 1.0f;  // a branch beside them does no harm
+    if (APART == Apart::FENCE && apart)
+        warpgroup_fence();
+    else
+        warpgroup_fence();
+    warpgroup_multiply<tf32>(d, a, b, false);
+    if (APART == Apart::COMMIT && apart)
+        warpgroup_commit();
+    else
+        warpgroup_commit();
+    if (APART == Apart::WAIT && apart)
+        warpgroup_wait<0>(d);
+    else
+        warpgroup_wait<0>(d);
+    if (APART == Apart::ONE_MORE && apart) warpgroup_fence();
+    for (int i = 0; i < 32; ++i) y[threadIdx.x * 32 + i] = d[i];
+}
+
+extern "C" __global__ __launch_bounds__(FEW) void product_beside_branches(float* y) {
+    multiply_apart<Apart::NOWHERE>(y, threadIdx.x % 2);
+}
+extern "C" __global__ __launch_bounds__(FEW) void fence_by_odd_lanes(float* y) {
+    multiply_apart<Apart::FENCE>(y, threadIdx.x % 2);
+}
+extern "C" __global__ __launch_bounds__(FEW) void commit_by_odd_lanes(float* y) {
+    multiply_apart<Apart::COMMIT>(y, threadIdx.x % 2);
+}
+extern "C" __global__ __launch_bounds__(FEW) void wait_by_odd_lanes(float* y) {
+    multiply_apart<Apart::WAIT>(y, threadIdx.x % 2);
+}
+extern "C" __global__ __launch_bounds__(FEW) void wait_by_the_first_warp(float* y) {
+    multiply_apart<Apart::WAIT>(y, threadIdx.x < 32);
+}
+extern "C" __global__ __launch_bounds__(FEW) void one_more_fence_by_odd_lanes(float* y) {
+    multiply_apart<Apart::ONE_MORE>(y, threadIdx.x % 2);
+}
+extern "C" __global__ __launch_bounds__(FEW) void one_more_fence_by_the_first_warp(float* y) {
+    multiply_apart<Apart::ONE_MORE>(y, threadIdx.x < 32);
+}
+
+// Two arrivals announce this much together, in one phase.
+template <uint32 BYTES>
+__device__ __forceinline__ void expect_together(const float* x, float* y, Barrier& barrier) {
+    if (threadIdx.x == 0) barrier_init(barrier, 3);
+    __syncthreads();
+    if (threadIdx.x < 2) barrier_arrive_expect(barrier, threadIdx.x ? BYTES / 2 : BYTES - BYTES / 2);
+    y[threadIdx.x] = x[threadIdx.x];
+}
+
+extern "C" __global__ __launch_bounds__(FEW) void most_bytes_expected(const float* x, float* y) {
+    __shared__ Barrier barrier;
+    expect_together<(1 << 20) - 1>(x, y, barrier);
+}
+extern "C" __global__ __launch_bounds__(FEW) void too_many_bytes_expected(const float* x, float* y) {
+    __shared__ Barrier barrier;
+    expect_together<1 << 20>(x, y, barrier);
+}
+
+// Between the copy engine and ordinary accesses of global memory. No kernel of the framework does this, so the two
+// intrinsics that it takes stand here: what kernels/include has is for shared memory.
+__device__ __forceinline__ void wait_stores() {
+#ifdef BP_EMULATOR
+    emulator::wait_stores(0, true);
+#else
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void fence_async_proxy_global() {
+#ifdef BP_EMULATOR
+    emulator::fence_async_proxy_global();
+#else
+    asm volatile("fence.proxy.async.global;" ::: "memory");
+#endif
+}
+
+// x gets 7 from the copy engine; then y gets x.
+template <bool WAIT, bool LOAD>
+__device__ __forceinline__ void store_and_read_back(const TensorMap& map, const float* x, float* y, float (&tile)[FEW],
+                                                    Barrier& full) {
+    tile[threadIdx.x] = 7.0f;
+    fence_async_proxy();
+    if (threadIdx.x == 0) {
+        barrier_init(full, 1);
+        barrier_init_fence();
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        store_box(map, tile, {0, 0});
+        commit_stores();
+        if (WAIT)
+            wait_stores();
+        else
+            wait_stores_read<0>();
+        if (LOAD) {
+            barrier_arrive_expect(full, sizeof tile);
+            load_box(tile, map, full, {0, 0});
+        }
+    }
+    __syncthreads();
+    if (LOAD) barrier_wait(full, 0);
+    y[threadIdx.x] = LOAD ? tile[threadIdx.x] : x[threadIdx.x];
+}
+
+extern "C" __global__ __launch_bounds__(FEW) void stored_and_read_back(const __grid_constant__ TensorMap map,
+                                                                      const float* x, float* y) {
+    __shared__ __align__(128) float tile[FEW];
+    __shared__ Barrier full;
+    store_and_read_back<false, false>(map, x, y, tile, full);
+}
+extern "C" __global__ __launch_bounds__(FEW) void stored_and_loaded_back(const __grid_constant__ TensorMap map,
+                                                                        const float* x, float* y) {
+    __shared__ __align__(128) float tile[FEW];
+    __shared__ Barrier full;
+    store_and_read_back<false, true>(map, x, y, tile, full);
+}
+extern "C" __global__ __launch_bounds__(FEW) void stored_waited_for_and_read_back(const __grid_constant__ TensorMap map,
+                                                                                 const float* x, float* y) {
+    __shared__ __align__(128) float tile[FEW];
+    __shared__ Barrier full;
+    store_and_read_back<true, false>(map, x, y, tile, full);
+}
+extern "C" __global__ __launch_bounds__(FEW) void stored_waited_for_and_loaded_back(
+    const __grid_constant__ TensorMap map, const float* x, float* y) {
+    __shared__ __align__(128) float tile[FEW];
+    __shared__ Barrier full;
+    store_and_read_back<true, true>(map, x, y, tile, full);
+}
+
+// x gets 7 by ordinary stores; then y gets it from the copy engine.
+enum class ProxyFence { NONE, OF_SHARED, OF_GLOBAL };
+
+template <ProxyFence FENCE>
+__device__ __forceinline__ void write_and_load(const TensorMap& map, float* x, float* y, float (&tile)[FEW],
+                                               Barrier& full) {
+    x[threadIdx.x] = 7.0f;
+    if (FENCE == ProxyFence::OF_SHARED) fence_async_proxy();
+    if (FENCE == ProxyFence::OF_GLOBAL) fence_async_proxy_global();
+    if (threadIdx.x == 0) {
+        barrier_init(full, 1);
+        barrier_init_fence();
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        barrier_arrive_expect(full, sizeof tile);
+        load_box(tile, map, full, {0, 0});
+    }
+    barrier_wait(full, 0);
+    y[threadIdx.x] = tile[threadIdx.x];
+}
+
+extern "C" __global__ __launch_bounds__(FEW) void written_and_loaded(const __grid_constant__ TensorMap map, float* x,
+                                                                    float* y) {
+    __shared__ __align__(128) float tile[FEW];
+    __shared__ Barrier full;
+    write_and_load<ProxyFence::NONE>(map, x, y, tile, full);
+}
+extern "C" __global__ __launch_bounds__(FEW) void written_and_loaded_after_fence_of_shared(
+    const __grid_constant__ TensorMap map, float* x, float* y) {
+    __shared__ __align__(128) float tile[FEW];
+    __shared__ Barrier full;
+    write_and_load<ProxyFence::OF_SHARED>(map, x, y, tile, full);
+}
+extern "C" __global__ __launch_bounds__(FEW) void written_and_loaded_after_fence(const __grid_constant__ TensorMap map,
+                                                                                float* x, float* y) {
+    __shared__ __align__(128) float tile[FEW];
+    __shared__ Barrier full;
+    write_and_load<ProxyFence::OF_GLOBAL>(map, x, y, tile, full);
+}
+
+// The first of two blocks to come writes x, and the other one loads it to y: an atomic orders them.
+template <bool FENCE>
+__device__ __forceinline__ void hand_to_next_block(const TensorMap& map, float* x, float* y, float (&tile)[FEW],
+                                                   Barrier& full, int& turn) {
+    if (threadIdx.x == 0) {
+        barrier_init(full, 1);
+        barrier_init_fence();
+        turn = atomicAdd(reinterpret_cast<int*>(y + FEW), 0);
+    }
+    __syncthreads();
+    if (turn == 0) {
+        x[threadIdx.x] = 7.0f;
+        if (FENCE) fence_async_proxy_global();
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            __threadfence();
+            atomicAdd(reinterpret_cast<int*>(y + FEW), 1);
+        }
+        return;
+    }
+    if (threadIdx.x == 0) {
+        __threadfence();
+        barrier_arrive_expect(full, sizeof tile);
+        load_box(tile, map, full, {0, 0});
+    }
+    barrier_wait(full, 0);
+    y[threadIdx.x] = tile[threadIdx.x];
+}
+
+extern "C" __global__ __launch_bounds__(FEW) void handed_to_next_block(const __grid_constant__ TensorMap map, float* x,
+                                                                      float* y) {
+    __shared__ __align__(128) float tile[FEW];
+    __shared__ Barrier full;
+    __shared__ int turn;
+    hand_to_next_block<false>(map, x, y, tile, full, turn);
+}
+extern "C" __global__ __launch_bounds__(FEW) void handed_to_next_block_after_fence(
+    const __grid_constant__ TensorMap map, float* x, float* y) {
+    __shared__ __align__(128) float tile[FEW];
+    __shared__ Barrier full;
+    __shared__ int turn;
+    hand_to_next_block<true>(map, x, y, tile, full, turn);
 }

@@ -100,8 +100,8 @@ class OursOnDevice(Library):
         self.own.synchronize()
 
     def graph(self, works: Sequence[Work]) -> Callable[[], object]:
-        """Captured from the stream, with what cuBLAS launches there; outputs are given back, so that none is allocated
-        meanwhile."""
+        """Captured from the stream; outputs are given back, so that none is allocated meanwhile. Work that calls cuBLAS
+        cannot be captured: CuPy raises NotImplementedError."""
         if self.own.name != "cuda":
             return super().graph(works)
         stream = self.own.cupy.cuda.get_current_stream()
