@@ -7,13 +7,15 @@ import pytest
 from emulated import Wide, compare, to_device, to_host
 from products import in_tf32, integers, launches, ternary
 from table import assert_close, emulating
-from test_cuda_conv import AROUND, NONE, ONE, SHAPES, compare_all
+from test_cuda_conv import AROUND, NONE, ONE, SHAPES, compare_all, sizes
 
 import bp.ops.conv as ops
 from bp.checking import tolerance
-from bp.cuda import choice, mma_tiles
-from bp.cuda.convolution import Sizes
+from bp.cuda import choice, conv_mma, mma_tiles
+from bp.cuda.convolution import BYTES_OF, Sizes
 from bp.cuda.epilogue import ADDING
+from bp.cuda.files import kernel_folder
+from bp.cuda.kernel import Source
 
 inf, nan = np.inf, np.nan
 TYPES = ("float16", "bfloat16")
@@ -61,6 +63,40 @@ def test_the_table_takes_it_for_what_tensor_cores_can_have():
 
     assert rung("bfloat16", 16) == rung("float16", 4) == rung("tf32", 16) == rung("float16", 16, 75) == "mma"
     assert rung("bfloat16", 2) == "tiled" and rung("bfloat16", 16, 75) == "tiled" and rung("float32", 16) == "simt"
+
+
+@pytest.mark.parametrize("case", [MORE[0], MORE[1], MORE[3], MORE[4]], ids=str)
+def test_without_asynchronous_copies(case, force, monkeypatch):
+    """As on compute capability 7.5, where slices pass through registers."""
+    force("conv", "mma")
+    older = {"__CUDA_ARCH__": 750, "BLOCKS_WITH_SUMS": 1}
+    variants = {name: macros | older for name, macros in mma_tiles.VARIANTS.items()}
+    source = Source("conv_mma", folder=kernel_folder(), T=("float16",), variants=variants)
+    kernels = {way: source.kernel(f"mma_{way}", flops="0", bytes="0", shared=mma_tiles.SHARED) for way in BYTES_OF}
+    monkeypatch.setattr(conv_mma, "_kernels", kernels)
+    with emulating(detector=True, seed=1):
+        compare_all(case, "float16", accumulate=True)
+
+
+@pytest.mark.parametrize("channels", [16, 6])
+def test_the_order_of_threads_does_not_matter(channels, force):
+    force("conv", "mma")
+    generator = np.random.default_rng(0)
+    case = ((2, 13, 12, channels), 12, (2, 3), (2, 1), AROUND, ONE, 1)
+    y_shape, weight_shape, settings = sizes(*case)
+    x, dy, weight = (generator.standard_normal(s).astype(np.float32) for s in (case[0], y_shape, weight_shape))
+    runs = []
+    for seed in (0, 1, 2):
+        given = [to_device(a, "bfloat16") for a in (x, dy, weight)]
+        sums = [to_device(np.ones(s), "float32") for s in (weight_shape, y_shape[3:])]
+        with emulating(detector=False, seed=seed):
+            y, mean, _, variance = ops.conv2d_statistics(given[0], given[2], None, *settings)
+            dx = ops.conv2d_backward_input(given[1], given[2], case[0][1:3], *settings)
+            ops.conv2d_backward_parameters(given[1], given[0], *sums, True, *settings)
+        runs.append([to_host(a) for a in (y, mean, variance, dx, *sums)])
+    for run in runs[1:]:
+        for first, other in zip(runs[0], run, strict=True):
+            np.testing.assert_array_equal(first, other)
 
 
 @pytest.mark.parametrize("tile", ["64x64", "32x32"])
@@ -169,12 +205,12 @@ def test_what_is_not_finite_reaches_the_windows_that_see_it(bad, force):
     np.testing.assert_array_equal(y.astype(np.float64), expected)
 
 
-def test_tf32_rounds_the_factors_and_not_the_sums(force, tf32):
-    force("conv", "mma")
+@pytest.mark.parametrize(("channels", "tile"), [(8, ""), (5, ""), (5, ":128x64 of 4"), (8, ":128x128")])
+def test_tf32_rounds_the_factors_and_not_the_sums(channels, tile, force, tf32):
+    force("conv", f"mma{tile}")
     generator = np.random.default_rng(0)
-    x, weight, dy = (
-        generator.standard_normal(shape).astype(np.float32) for shape in ((2, 5, 6, 8), (12, 3, 3, 8), (2, 5, 6, 12))
-    )
+    shapes = (2, 5, 6, channels), (12, 3, 3, channels), (2, 5, 6, 12)
+    x, weight, dy = (generator.standard_normal(shape).astype(np.float32) for shape in shapes)
     settings = (ONE, AROUND, ONE, 1)
     given = [to_device(array) for array in (x, weight, dy)]
     x, weight, dy = (in_tf32(array) for array in (x, weight, dy))
@@ -182,7 +218,7 @@ def test_tf32_rounds_the_factors_and_not_the_sums(force, tf32):
     assert_close(to_host(ops.conv2d(*given[:2], None, *settings)), ops.conv2d(x, weight, None, *settings), relative)
     dx = ops.conv2d_backward_input(given[2], given[1], (5, 6), *settings)
     assert_close(to_host(dx), ops.conv2d_backward_input(dy, weight, (5, 6), *settings), relative)
-    dweight, expected = to_device(np.zeros((12, 3, 3, 8), np.float32)), np.zeros((12, 3, 3, 8))
+    dweight, expected = to_device(np.zeros(shapes[1], np.float32)), np.zeros(shapes[1])
     ops.conv2d_backward_parameters(given[2], given[0], dweight, None, False, *settings)
     ops.conv2d_backward_parameters(dy, x, expected, None, False, *settings)
     assert_close(to_host(dweight), expected, relative)

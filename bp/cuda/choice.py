@@ -85,9 +85,9 @@ class Rung:
     alignment: that it needs. verified: False as long as its instructions have run on models of them alone, those of the
     emulator: then no rule takes it, only who forces it, or a table that was measured on a GPU. library: whether it is
     one of the vendor's, which the device "cuda" alone has: no rule takes it either. coarse: whether it rounds factors
-    further than their dtype does: only who forces it gets it. depthwise: whether it is for
-    convolutions of that kind alone. im2col: whether the copy engine brings it the patches of a convolution.
-    lacks: what else keeps it from computing a problem, in words; "" where nothing does.
+    further than their dtype does: only who forces it gets it. depthwise: whether it is for convolutions of that kind
+    alone. im2col: whether the copy engine brings it the patches of a convolution. lacks: what else keeps it from
+    computing a problem, in words; "" where nothing does.
     """
 
     name: str
@@ -130,7 +130,7 @@ class Rung:
         if self.im2col and not problem.im2col:
             return (
                 "needs patches that im2col maps describe: groups of whole 64 channels, strides up to 8, windows that "
-                "begin within 128 pixels of an image and have taps at most 255 apart"
+                "begin within 128 pixels of an image and have taps at most 255 apart, less than 2^31 of them"
             )
         return self.lacks(problem)
 
