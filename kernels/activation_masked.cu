@@ -51,31 +51,26 @@ __device__ __forceinline__ void masked_backward(const T* dy, const T* z, T* dz, 
     });
 }
 
+#define MASKED_PARAMETERS                                                                                \
+    const T *dy, const T *z, const double *control, T *dz, int64 n, int64 first_element, uint32 call_site, \
+        uint32 dropped, float scale
+
 __device__ __forceinline__ Mask mask_of(const double* control, uint32 call_site, uint32 dropped, float scale) {
     return {random_key(control), static_cast<uint32>(static_cast<int64>(control[FORWARD_COUNTER])), call_site, dropped,
             scale};
 }
 
-extern "C" __global__ __launch_bounds__(THREADS) void gelu_masked_backward(const T* dy, const T* z,
-                                                                           const double* control, T* dz, int64 n,
-                                                                           int64 first_element, uint32 call_site,
-                                                                           uint32 dropped, float scale) {
+extern "C" __global__ __launch_bounds__(THREADS) void gelu_masked_backward(MASKED_PARAMETERS) {
     masked_backward(dy, z, dz, n, first_element, mask_of(control, call_site, dropped, scale),
                     [](float v) { return gelu_slope<T>(v); });
 }
 
-extern "C" __global__ __launch_bounds__(THREADS) void gelu_tanh_masked_backward(const T* dy, const T* z,
-                                                                                const double* control, T* dz, int64 n,
-                                                                                int64 first_element, uint32 call_site,
-                                                                                uint32 dropped, float scale) {
+extern "C" __global__ __launch_bounds__(THREADS) void gelu_tanh_masked_backward(MASKED_PARAMETERS) {
     masked_backward(dy, z, dz, n, first_element, mask_of(control, call_site, dropped, scale),
                     [](float v) { return gelu_tanh_slope<T>(v); });
 }
 
-extern "C" __global__ __launch_bounds__(THREADS) void silu_masked_backward(const T* dy, const T* z,
-                                                                           const double* control, T* dz, int64 n,
-                                                                           int64 first_element, uint32 call_site,
-                                                                           uint32 dropped, float scale) {
+extern "C" __global__ __launch_bounds__(THREADS) void silu_masked_backward(MASKED_PARAMETERS) {
     masked_backward(dy, z, dz, n, first_element, mask_of(control, call_site, dropped, scale),
                     [](float v) { return silu_slope<T>(v); });
 }

@@ -11,4 +11,4 @@ os.environ["BP_TUNING"] = "off"
 sys.path.insert(0, str(Path(__file__).parent))
 
 from planted import planted  # noqa: F401 (a fixture)
-from products import force, huge, tf32  # noqa: F401 (fixtures)
+from products import blocks, force, huge, on_hopper, tf32  # noqa: F401 (fixtures)

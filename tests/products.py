@@ -11,7 +11,8 @@ from table import KERNEL_DEVICE
 from bp.cuda import choice, kernel
 from bp.cuda.epilogue import ADDING
 from bp.cuda.product import WAYS, Matrices
-from bp.ops.device import find_device
+from bp.ops.device import find_device, new_control
+from bp.ops.dropout import Mask
 
 # The launches that add the parts of a cut depth: few parts, or many.
 ADDED = tuple([name] for name in ADDING)
@@ -62,6 +63,32 @@ def turned(way, a, b):
     """A (.., m, k) and B (.., k, n) as they lie in memory."""
     transpose_a, transpose_b = WAYS[way]
     return a.swapaxes(-1, -2) if transpose_a else a, b.swapaxes(-1, -2) if transpose_b else b
+
+
+def beside(given, m, n, dtype="float32"):
+    """What an epilogue has beside C (m, n), of "bias", "residual", "kept" and "mask" those that `given` names.
+
+    Where n is odd the bias begins at no multiple of 16 bytes, and the mask within a chunk.
+    """
+    found = {name: to_device(integers(m, n, seed=3) / 4, dtype) for name in ("residual", "kept") if name in given}
+    if "bias" in given:
+        found["bias"] = to_device(integers(n + n % 2, seed=2) / 4, dtype)[n % 2 :]
+    if "mask" in given:
+        found["mask"] = Mask(new_control(find_device(KERNEL_DEVICE), 5, 1), 3, 16 + 5 * (n % 2), 0.4)
+    return found
+
+
+@pytest.fixture
+def blocks(monkeypatch):
+    """blocks(3): as many multiprocessors, and so blocks that stay, has the device."""
+    return lambda count: monkeypatch.setattr(type(find_device(KERNEL_DEVICE)), "multiprocessors", count)
+
+
+@pytest.fixture
+def on_hopper():
+    """Some instructions are those of one architecture; the emulator has models of them."""
+    if find_device(KERNEL_DEVICE).capability != 90:
+        pytest.skip("wgmma exists on compute capability 9.0 alone")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 import pytest
 from emulated import to_device, to_host
-from products import ADDED, in_tf32, integers, laid_out, launches, read_back, ternary, turned
+from products import ADDED, beside, in_tf32, integers, laid_out, launches, read_back, ternary, turned
 from table import KERNEL_DEVICE, emulating
 
 import bp.cuda.linear as cuda
@@ -18,8 +18,7 @@ from bp.cuda.files import kernel_folder
 from bp.cuda.kernel import Source
 from bp.cuda.product import WAYS, Matrices
 from bp.errors import ConfigurationError
-from bp.ops.device import find_device, new_control
-from bp.ops.dropout import Mask
+from bp.ops.device import find_device
 
 inf, nan = np.inf, np.nan
 DTYPES = ("tf32", "float16", "bfloat16")
@@ -305,17 +304,12 @@ def test_epilogues(activation, given, dtype, n, c, force):
 
     n: rows at multiples of 16 bytes, or not; then the bias begins at an odd address too.
     """
-    m, k, device = 35, 24, find_device(KERNEL_DEVICE)
-    beside = {name: to_device(integers(m, n, seed=3) / 4, dtype) for name in ("residual", "kept") if name in given}
-    if "bias" in given:
-        beside["bias"] = to_device(integers(n + n % 2, seed=2) / 4, dtype)[n % 2 :]
-    if "mask" in given:
-        beside["mask"] = Mask(new_control(device, 5, 1), 3, 16 + 5 * (n % 2), 0.4)
+    m, k = 35, 24
     results = []
     for rung in ("mma:32x32", "tiled"):
         force("linear", rung)
         before = to_device(np.zeros((m, n)), dtype)
-        more = beside | ({"before": before} if "before" in given else {})
+        more = beside(given, m, n, dtype) | ({"before": before} if "before" in given else {})
         a, b = integers(m, k) / 4, integers(k, n, seed=1) / 4
         found = product("nt", a, b, dtype, c=c, detector=rung != "tiled", seed=1, activation=activation, **more)
         results.append((found, to_host(before).astype(np.float32)))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from emulated import Wide, compare, to_device, to_host
-from products import ADDED, integers, launches, ternary
-from table import KERNEL_DEVICE, emulating
+from products import ADDED, beside, integers, launches, ternary
+from table import emulating
 
 import bp.cuda.linear as cuda
 import bp.ops.linear as ops
@@ -15,8 +15,6 @@ from bp.cuda.files import kernel_folder
 from bp.cuda.kernel import Source
 from bp.cuda.product import WAYS, Matrices, Product
 from bp.errors import ConfigurationError
-from bp.ops.device import find_device, new_control
-from bp.ops.dropout import Mask
 
 inf, nan = np.inf, np.nan
 ANY = "128x128 of 4"
@@ -260,17 +258,12 @@ def test_epilogues(activation, given, way, n, force):
 
     n: rows at multiples of 16 bytes, or not; then the bias begins at no such multiple either.
     """
-    m, k, device = 68, 24, find_device(KERNEL_DEVICE)
-    beside = {name: to_device(integers(m, n, seed=3) / 4) for name in ("residual", "kept") if name in given}
-    if "bias" in given:
-        beside["bias"] = to_device(integers(n + n % 2, seed=2) / 4)[n % 2 :]
-    if "mask" in given:
-        beside["mask"] = Mask(new_control(device, 5, 1), 3, 16 + 5 * (n % 2), 0.4)
+    m, k = 68, 24
     results = []
     for rung in ("simt", "tiled"):
         force("linear", rung)
         before = to_device(np.zeros((m, n)), "float32")
-        more = beside | ({"before": before} if "before" in given else {})
+        more = beside(given, m, n) | ({"before": before} if "before" in given else {})
         a, b = integers(m, k) / 4, integers(k, n, seed=1) / 4
         c = product(way, a, b, detector=rung == "simt", seed=1, activation=activation, **more)
         results.append((c, to_host(before)))

@@ -1,6 +1,7 @@
 """Watches a GPU while something runs on it: clocks, power, temperature, and what it holds its clocks back for."""
 
 import ctypes
+import functools
 import re
 import shutil
 import subprocess
@@ -174,7 +175,7 @@ def _open_smi(bus: str) -> Gauge | None:
         command = ["nvidia-smi", f"--query-gpu={','.join([*_FIELDS, reasons])}", "--format=csv,noheader,nounits"]
         command.append(f"--id={bus}")
         if _ask_smi(command) is not None:
-            return lambda command=command: _ask_smi(command)  # type: ignore[misc]  # a default holds what a loop changes
+            return functools.partial(_ask_smi, command)
     return None
 
 
